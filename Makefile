@@ -1,0 +1,42 @@
+# Everything runs from a virtual environment that the first call makes; Python 3.11 or newer is all that is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint types format vectors testbed check clean
+
+demo: $(READY)
+	$(BIN)/python -m repe.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# the measured claims of the README and of the testbed's model card
+check: $(READY)
+	$(BIN)/python -m repe.testbed.measure
+
+vectors: $(READY)
+	$(BIN)/python -m repe.testbed.vectors
+
+testbed: $(READY)
+	$(BIN)/python -m repe.testbed.train
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $(READY)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
