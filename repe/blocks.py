@@ -1,0 +1,300 @@
+"""Where a `transformers` model keeps its blocks and sites, and how to read and replace the hidden tensor of an output.
+
+Blocks are found by structure, not from a list of models: the outermost list of modules with parts of their own, as long
+as the config says, whatever wraps it (PEFT, DistributedDataParallel, `torch.compile`). What a block adds to the stream
+cannot be seen from outside: only arrangements whose arithmetic is known have sites, others are refused, not guessed.
+"""
+
+import difflib
+import inspect
+import operator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+STACKS = ("decoder", "encoder")
+SITES = ("block", "embedding", "attention", "mlp")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A model's blocks, in the order in which they run, and the module around them.
+
+    `module` is the one whose forward takes this stack's `input_ids`, `name` its qualified name in the model ("" is the
+    model itself); `names` are those of `blocks`. All are called once a forward, so that hooks on them fire.
+    """
+
+    module: nn.Module = field(repr=False)
+    name: str
+    blocks: tuple[nn.Module, ...] = field(repr=False)
+    names: tuple[str, ...]
+    d_model: int
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self.blocks)
+
+    def indices(self, blocks: int | Iterable[int] | slice | str) -> tuple[int, ...]:
+        """Block numbers, sorted and each once, of an int (negatives count from the end), ints, a slice or "all".
+
+        Raises IndexError for a block that does not exist or if no block is named, TypeError for anything else.
+        """
+        chosen: Any = slice(None) if isinstance(blocks, str) and blocks == "all" else blocks
+        if isinstance(chosen, slice):
+            chosen = range(self.n_blocks)[chosen]
+        numbers = tuple(sorted({self._number(block) for block in _items(chosen)}))
+        if not numbers:
+            raise IndexError(f"blocks={blocks!r} names none of this model's {self.n_blocks} blocks: name at least one.")
+        return numbers
+
+    def site(self, site: str, block: int) -> nn.Module:
+        """The module whose output is the site: (batch, tokens, d_model), bare or as the first element of a tuple.
+
+        "attention" and "mlp" are exactly what the block adds to the stream (before dropout, which eval mode turns off).
+        Blocks that normalise after the sum, as BERT's, still do so, and cross-attention is a third term of the sum.
+        Clone what is kept of it: some blocks, as Falcon's, add to a part's output in place.
+        "embedding" is the token embedding, whatever the block. Raises ValueError where no module puts out the site.
+        """
+        if site not in SITES:
+            raise ValueError(f"site={site!r} does not exist: choose one of {', '.join(map(repr, SITES))}.")
+        if site == "embedding":
+            return _embedding(self.module)
+        number = self._number(block)
+        return self.blocks[number] if site == "block" else _added(self.blocks[number], site, self.names[number])
+
+    def _number(self, block: Any) -> int:
+        if not _is_integer(block):
+            raise TypeError(f'Blocks are an int, ints, a slice or "all", not {block!r} of type {type(block).__name__}.')
+        number = operator.index(block)
+        if not -self.n_blocks <= number < self.n_blocks:
+            raise IndexError(
+                f"Block {number} does not exist: this model has {self.n_blocks} blocks. "
+                f"Use 0 to {self.n_blocks - 1}, or -1 to -{self.n_blocks} to count from the end."
+            )
+        return number % self.n_blocks
+
+
+def find_stack(model: nn.Module, stack: str = "decoder", blocks_at: str | None = None) -> Stack:
+    """Find the blocks of a model's "decoder" or "encoder". A model with one stack has it as its decoder, BERT too.
+
+    `blocks_at` names the list of blocks outright, as `model.named_modules()` spells it: "model.layers".
+    Raises ValueError, with the lists of modules that there are, if none fits or several do.
+    """
+    if stack not in STACKS:
+        raise ValueError(f"stack={stack!r} does not exist: choose one of {', '.join(map(repr, STACKS))}.")
+    path = _search(model, stack) if blocks_at is None else _checked(model, blocks_at)
+    owner = _owner(model, path)
+    blocks = tuple(model.get_submodule(path).children())
+    names = tuple(f"{path}.{number}" for number in range(len(blocks)))
+    return Stack(model.get_submodule(owner), owner, blocks, names, _d_model(model, path))
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden tensor of a module's output: the output, or the first element of a tuple, list or ModelOutput.
+
+    Raises TypeError if that is not a tensor.
+    """
+    hidden = output
+    if isinstance(output, tuple | list | OrderedDict):
+        hidden = next(iter(output.values() if isinstance(output, OrderedDict) else output), None)
+    if not isinstance(hidden, Tensor):
+        raise TypeError(
+            f"Cannot read or steer an output of type {type(output).__name__}: "
+            "expected a tensor, or a tuple, list or ModelOutput that begins with one."
+        )
+    return hidden
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """An output of the same type with `hidden` in the place of its hidden tensor. The one passed in is not changed."""
+    hidden_of(output)
+    if isinstance(output, Tensor):
+        return hidden
+    if isinstance(output, OrderedDict):
+        return type(output)(**{**output, next(iter(output)): hidden})
+    return getattr(output, "_make", type(output))((hidden, *output[1:]))  # a namedtuple takes its elements one by one
+
+
+def _items(blocks: Any) -> Iterable[Any]:
+    if isinstance(blocks, str | bytes) or getattr(blocks, "ndim", None) == 0 or not isinstance(blocks, Iterable):
+        return (blocks,)
+    return blocks
+
+
+def _is_integer(value: Any) -> bool:
+    """Of Python, NumPy or a tensor. True and False are not: a mask of blocks would be read as blocks 0 and 1."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return "bool" not in str(getattr(value, "dtype", type(value)))
+
+
+def _search(model: nn.Module, stack: str) -> str:
+    lists = _outermost_lists(model)
+    owners = {path: _owner(model, path) for path in lists if _has_configured_length(model, path, len({*lists[path]}))}
+    # A tower of images or sound takes no token ids: its owner is the model that has the language model inside.
+    found = [path for path in owners if not any(owners[path] in _ancestors(other) for other in owners.values())]
+    if len(found) > 1 or stack == "encoder":
+        found = [path for path in found if _side(path) in (stack, None)]
+    if len(found) != 1:
+        raise ValueError(
+            f"Cannot tell which modules of {type(model).__name__} are its {stack} blocks: "
+            f"{'several lists fit' if found else 'no list fits'}. Lists of modules found: {_listing(lists)}. "
+            'Pass the path of the right one, e.g. blocks_at="model.layers".'
+        )
+    return found[0]
+
+
+def _outermost_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Lists of modules that have parts themselves, except inside such modules: experts and sub-layers are no blocks."""
+    lists: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():
+        is_outermost = isinstance(module, nn.ModuleList) and not any(outer in _ancestors(path) for outer in lists)
+        if is_outermost and len(module) and all(any(block.children()) for block in module):
+            lists[path] = module
+    return lists
+
+
+def _has_configured_length(model: nn.Module, path: str, length: int) -> bool:
+    """Whether the config speaks of so many blocks. One block that is run many times, as ALBERT's, fails here."""
+    config = _config(model, path)
+    names = {"num_hidden_layers", *(name for name in getattr(config, "__dict__", ()) if "layer" in name)}
+    counts = [value for name in names if type(value := getattr(config, name, None)) is int]
+    return length in counts or not counts
+
+
+def _checked(model: nn.Module, path: str) -> str:
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    if not len(lists.get(path, ())):
+        near = {name: lists[name] for name in difflib.get_close_matches(path, lists, n=3, cutoff=0)}
+        raise ValueError(
+            f"blocks_at={path!r} is not a list of blocks in this {type(model).__name__}. "
+            f"Lists of modules with the nearest names: {_listing(near)}."
+        )
+    return path
+
+
+def _listing(lists: dict[str, nn.ModuleList]) -> str:
+    return ", ".join(f"{path!r} ({len(blocks)} long)" for path, blocks in lists.items()) or "none at all"
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """The nearest first, the model itself last: "a.b.c" has "a.b", "a" and ""."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _side(path: str) -> str | None:
+    return next((stack for part in path.split(".") for stack in STACKS if stack in part), None)
+
+
+def _owner(model: nn.Module, path: str) -> str:
+    for argument in ("input_ids", "inputs_embeds"):
+        for name in _ancestors(path):
+            if argument in inspect.signature(model.get_submodule(name).forward).parameters:
+                return name
+    return next(_ancestors(path))
+
+
+def _config(model: nn.Module, path: str) -> Any:
+    configs = (getattr(model.get_submodule(name), "config", None) for name in _ancestors(path))
+    return next((config for config in configs if config is not None), None)
+
+
+def _d_model(model: nn.Module, path: str) -> int:
+    config = _config(model, path)
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if hasattr(text_config, "hidden_size"):
+        return text_config.hidden_size
+    return _embedding(model.get_submodule(_owner(model, path))).weight.shape[-1]
+
+
+def _embedding(owner: Any) -> Any:
+    if hasattr(owner, "get_input_embeddings"):
+        return owner.get_input_embeddings()
+    embeddings = [module for module in owner.modules() if isinstance(module, nn.Embedding)]
+    if len(embeddings) == 1:
+        return embeddings[0]
+    raise ValueError(f'{type(owner).__name__} has no get_input_embeddings(), so it has no site "embedding".')
+
+
+_POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+# What is added for attention, what for the mlp, and the other parts by which a block of this arithmetic is known.
+_ARRANGEMENTS = {
+    frozenset(part.split(".")[0] for part in f"{attention} {mlp} {others}".split()): (attention, mlp)
+    for attention, mlp, others in [
+        ("self_attn", "mlp", "input_layernorm"),
+        ("self_attn", "mlp", "input_layernorm post_attention_layernorm"),
+        ("self_attn", "mlp", "input_layernorm pre_feedforward_layernorm"),
+        ("self_attn", "mlp", "attention_layernorm feedforward_layernorm"),
+        ("linear_attn", "mlp", "input_layernorm post_attention_layernorm"),
+        ("attention", "mlp", "input_layernorm post_attention_layernorm"),
+        ("self_attention", "mlp", "input_layernorm"),
+        ("self_attention", "mlp", "input_layernorm post_attention_layernorm"),
+        ("self_attention", "mlp", "ln_attn ln_mlp"),
+        ("attn", "mlp", "ln_1"),
+        ("attn", "mlp", "ln_1 ln_2"),
+        ("attn", "mlp", "attn_norm mlp_norm"),
+        ("attn", "ffn", "norm_1 norm_2"),
+        ("mixer", "", "norm"),
+        (*_POST_NORMS, "self_attn mlp"),
+        (*_POST_NORMS, "self_attn mlp input_layernorm pre_feedforward_layernorm"),
+        ("post_self_attn_layernorm", "post_mlp_layernorm", "self_attn mlp input_layernorm post_attention_layernorm"),
+        ("attention.output.dense", "output.dense", "intermediate"),
+        ("attention", "ffn", "sa_layer_norm output_layer_norm"),
+        ("self_attn", "fc2", "self_attn_layer_norm fc1 final_layer_norm"),
+        ("self_attn", "fc2", "self_attn_layer_norm encoder_attn encoder_attn_layer_norm fc1 final_layer_norm"),
+        ("layer.0.SelfAttention", "layer.-1.DenseReluDense", ""),
+    ]
+}
+_INCIDENTAL = ("dropout", "activation")
+_SCALES = ("multiplier", "factor", "scale")
+_LAST_PROJECTIONS = ("dense", "dense_4h_to_h", "down_proj")
+_EXCEPTIONS = {
+    ("OPTDecoderLayer", "mlp"): "its mlp runs with batch and tokens flattened into one dimension",
+    ("GPTNeoXJapaneseLayer", "attention"): "it adds a bias to what its attention puts out",
+    ("BeamDecoderLayer", "attention"): "it scales what it adds with depth",
+    ("BeamDecoderLayer", "mlp"): "it scales what it adds with depth",
+}
+
+
+def _added(block: nn.Module, site: str, name: str) -> nn.Module:
+    """The module inside a block whose output the block adds to the stream for its attention or its mlp."""
+    block = getattr(block, "_orig_mod", block)
+    attention, mlp = _ARRANGEMENTS.get(_parts(block), ("", ""))
+    module = _descend(block, attention if site == "attention" else mlp)
+    if obstacle := _obstacle(block, site, module):
+        raise ValueError(
+            f"Block {name} ({type(block).__name__}) has no site {site!r}: {obstacle}. "
+            'Use site="block", the residual stream at the output of the block, instead.'
+        )
+    if "residual" in inspect.signature(module.forward).parameters:  # it adds the stream to its last projection's output
+        return next(getattr(module, part) for part in _LAST_PROJECTIONS if hasattr(module, part))
+    return module
+
+
+def _obstacle(block: nn.Module, site: str, module: nn.Module | None) -> str | None:
+    if module is None:
+        parts = ", ".join(sorted(_parts(block)))
+        return f"none of its parts ({parts}) is known to put out just what its {site} adds to the stream"
+    for name, value in vars(block).items():
+        if any(word in name for word in _SCALES) and isinstance(value, int | float) and value != 1:
+            return f"what its parts put out is multiplied by {name}={value} before it is added"
+    if weights := [*block._parameters, *block._buffers]:
+        return f"it weighs what it adds with tensors of its own ({', '.join(weights)})"
+    return _EXCEPTIONS.get((type(block).__name__, site))
+
+
+def _parts(block: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in block.named_children() if not any(word in name for word in _INCIDENTAL))
+
+
+def _descend(module: Any, path: str) -> Any:
+    for part in path.split("."):
+        module = module[int(part)] if isinstance(module, nn.ModuleList) else getattr(module, part, None)
+    return module
