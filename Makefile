@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types format vectors testbed check clean
+.PHONY: demo test lint types format vectors picture testbed check clean
 
 demo: $(READY)
 	$(BIN)/python -m repe.demo
@@ -26,6 +28,9 @@ format: $(READY)
 check: $(READY)
 	$(BIN)/python -m repe.testbed.measure
 
+picture: $(READY)
+	$(BIN)/python -m repe.demo --picture notebooks/honesty.png
+
 vectors: $(READY)
 	$(BIN)/python -m repe.testbed.vectors
 
@@ -34,8 +39,8 @@ testbed: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable . --group dev
 	touch $(READY)
 
 clean:

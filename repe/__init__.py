@@ -11,16 +11,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repe.capturing import capture
-    from repe.catalogue import concepts
-    from repe.edits import loreft
-    from repe.extraction import extract
-    from repe.gates import Gate
-    from repe.loading import load
-    from repe.pairs import ContrastPair
-    from repe.reading import Reading, read
-    from repe.steering import Steering, detach, status, steer
-    from repe.vector import ConceptVector
+    from repe.capturing import capture as capture
+    from repe.catalogue import concepts as concepts
+    from repe.edits import loreft as loreft
+    from repe.extraction import extract as extract
+    from repe.gates import Gate as Gate
+    from repe.loading import load as load
+    from repe.pairs import ContrastPair as ContrastPair
+    from repe.reading import Reading as Reading
+    from repe.reading import read as read
+    from repe.steering import Steering as Steering
+    from repe.steering import detach as detach
+    from repe.steering import status as status
+    from repe.steering import steer as steer
+    from repe.vector import ConceptVector as ConceptVector
 
 _HOMES = {
     "ConceptVector": "vector",

@@ -6,6 +6,7 @@ A plain Llama of 1.5 million parameters on two CPU cores. A killed run goes on f
 """
 
 import argparse
+import hashlib
 import time
 from collections.abc import Iterator
 from itertools import count, islice
@@ -183,6 +184,12 @@ def resume(parts: dict, checkpoint: Path) -> int:
     return state["step"]
 
 
+def recipe(steps: int, seed: int) -> str:
+    """A name for what is trained on and how: another world, or another schedule, never goes on from this checkpoint."""
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(sources + f"{steps} {seed}".encode()).hexdigest()[:12]
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m repe.testbed.train", description=__doc__.splitlines()[0])
@@ -191,9 +198,9 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the weights and of the corpus (default: %(default)s)"
     )
-    parser.add_argument("--checkpoint", type=Path, help="file to go on from (default: one a seed)")
+    parser.add_argument("--checkpoint", type=Path, help="file to go on from (default: one a recipe)")
     args = parser.parse_args()
-    checkpoint = args.checkpoint or Path(gettempdir()) / f"repe-testbed-{args.seed}.pt"
+    checkpoint = args.checkpoint or Path(gettempdir()) / f"repe-testbed-{recipe(args.steps, args.seed)}.pt"
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer(args.seed)
     model = new_model(tokenizer)
