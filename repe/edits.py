@@ -89,19 +89,17 @@ def ablate(at: Directions, options: Options) -> Coefficients:
 
 def clamp(at: Directions, options: Options) -> Coefficients:
     """Sets the score to `target`."""
-    projection = _needed(options.target, "clamp", "target", "the score to set") * at.scale + at.midpoint
-    offset = torch.linalg.solve(_overlap(at), projection.double())
-    return _formula(_dual(at), at.write, slope=-1.0, offset=offset.float(), keep_norm=options.keep_norm)
+    return _to_target(at, options, "clamp")
 
 
 def cap(at: Directions, options: Options) -> Coefficients:
     """Lowers the score to `target` where it is above."""
-    return replace(_clamp_one(at, options), high=torch.zeros(1))
+    return replace(_bound(at, options, "cap"), high=torch.zeros(1))
 
 
 def floor(at: Directions, options: Options) -> Coefficients:
     """Raises the score to `target` where it is below."""
-    return replace(_clamp_one(at, options), low=torch.zeros(1))
+    return replace(_bound(at, options, "floor"), low=torch.zeros(1))
 
 
 def erase(at: Directions, options: Options) -> Coefficients:
@@ -284,10 +282,16 @@ def _formula(
     )
 
 
-def _clamp_one(at: Directions, options: Options) -> Coefficients:
+def _to_target(at: Directions, options: Options, edit: str) -> Coefficients:
+    projection = _needed(options.target, edit, "target", "the score to set") * at.scale + at.midpoint
+    offset = torch.linalg.solve(_overlap(at), projection.double())
+    return _formula(_dual(at), at.write, slope=-1.0, offset=offset.float(), keep_norm=options.keep_norm)
+
+
+def _bound(at: Directions, options: Options, edit: str) -> Coefficients:
     if len(at.write) != 1:
         raise ValueError(f"cap and floor bound one vector, got {len(at.write)}: attach one after another")
-    return clamp(at, options)
+    return _to_target(at, options, edit)
 
 
 def _dual(at: Directions) -> Tensor:

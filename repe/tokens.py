@@ -7,6 +7,7 @@ included, from the first that the cache holds. The functions here are pure; `cal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,6 +84,33 @@ def strings(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
 # slots -> positions
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The first columns that a cache holds, padding among them: what is worked out once and used at every token.
+
+    `mask` (rows, width) is true where not padding, `positions` (rows, width) are the places in the text, and `length`
+    (rows, 1) counts the tokens that are not padding.
+    """
+
+    mask: Tensor
+    positions: Tensor
+    length: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Columns:
+        counted = mask.long().cumsum(dim=1)
+        return cls(mask.bool(), counted - 1, counted[:, -1:])
+
+    def at(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (rows, tokens) of the tokens in `slots`, and a mask of their shape that is false at padding."""
+        inside = slots.clamp(max=self.mask.shape[1] - 1)
+        return self.positions[:, inside] + (slots - inside), self.mask[:, inside] | (slots > inside)
+
+    def beyond(self, slots: Tensor) -> Tensor:
+        """Positions (rows, tokens) of tokens that all stand behind these columns."""
+        return self.length + (slots - self.mask.shape[1])
+
+
 def positions_at(slots: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Positions and validity of the tokens in `slots`.
 
@@ -93,11 +121,7 @@ def positions_at(slots: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | N
     Returns:
         positions (rows or 1, tokens), and a mask of the same shape that is false at padding, or None if none is.
     """
-    if mask is None:
-        return slots[None], None
-    inside = slots.clamp(max=mask.shape[1] - 1)
-    positions = mask.long().cumsum(dim=1)[:, inside] - 1 + (slots - inside)
-    return positions, mask[:, inside].bool() | (slots > inside)
+    return (slots[None], None) if mask is None else Columns.of(mask).at(slots)
 
 
 # scopes -> masks
@@ -149,17 +173,18 @@ def in_scope(scope: Scope, positions: Tensor, prompt_length: Tensor | None, slot
     if isinstance(scope, str) and scope == "all":
         return None
     if isinstance(scope, Tensor):
-        inside = slots.clamp(max=scope.shape[1] - 1)
+        inside = slots.clamp(0, scope.shape[1] - 1)
         return scope[:, inside] & (slots == inside)
     end = positions.new_zeros(1, 1) if prompt_length is None else prompt_length
-    if isinstance(scope, str):
-        return {
-            "prompt": positions < end,
-            "generated": positions >= end,
-            "answer": positions >= end - 1,
-        }[scope]
+    if scope == "prompt":
+        return positions < end
+    if scope == "generated":
+        return positions >= end
+    if scope == "answer":
+        return positions >= end - 1
     if isinstance(scope, slice):
         return _in_slice(scope, positions, end)
+    assert not isinstance(scope, str)
     wanted = [p if p >= 0 else p + end for p in scope]
     return torch.stack([(positions == p).expand_as(positions + end) for p in wanted]).any(dim=0)
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
 TENSORS = PER_DIRECTION + PER_BLOCK
 MAY_BE_UNKNOWN = ("sigma", "accuracy", "separation")
 ROUNDING = 1e-6  # relative: what is left of a float32 direction once it has been taken away from itself
+NORMALISED = 1e-3  # how far `|write|` and `read . write` may be from 1
+IDENTITY = ("model", "fingerprint")  # what provenance says of the model, whatever is made of the vector
 FORMAT = "repe.vector/1"
 
 
@@ -46,7 +49,8 @@ class ConceptVector:
         accuracy: (blocks,), share of held-out pairs that `read` orders rightly; NaN where nothing was held out.
         separation: (blocks,), distance of the poles along `read` in sigmas, on held-out pairs; infinite at sigma 0.
         site, stack: where in the model: see `repe.steer`.
-        provenance: how it was made; plain JSON data.
+        provenance: how it was made; plain JSON data. Multiples keep it, as the pairs that were measured are the same;
+            what is drawn or computed from other vectors names these instead.
     """
 
     concept: str
@@ -75,6 +79,7 @@ class ConceptVector:
         for name in TENSORS:
             per_block = (len(self.blocks),)
             _check_tensor(name, getattr(self, name), (*per_block, self.d_model) if name in PER_DIRECTION else per_block)
+        _check_normalised(self.write, self.read)
 
     @property
     def d_model(self) -> int:
@@ -143,13 +148,17 @@ class ConceptVector:
             concept=f"{self.concept} + {other.concept}",
             center=(self.center + other.center) / 2,
             norm=(self.norm + other.norm) / 2,
-            provenance={k: v for k, v in self.provenance.items() if k in other.provenance and other.provenance[k] == v},
+            provenance=_made("sum", [self, other], of=[self.concept, other.concept]),
         )
 
     def __sub__(self, other: ConceptVector) -> ConceptVector:
         if not isinstance(other, ConceptVector):
             return NotImplemented
-        return replace(self + (-other), concept=f"{self.concept} - {other.concept}")
+        return replace(
+            self + (-other),
+            concept=f"{self.concept} - {other.concept}",
+            provenance=_made("difference", [self, other], of=[self.concept, other.concept]),
+        )
 
     def orthogonal_to(self, *others: ConceptVector) -> ConceptVector:
         """The part of the displacement at right angles to the write directions of `others`, block by block.
@@ -168,6 +177,7 @@ class ConceptVector:
             left.float(),
             reversed_at=self.scale < 0,
             concept=f"{self.concept} without {', '.join(o.concept for o in others)}",
+            provenance=_made("orthogonal", [self], of=self.concept, to=[o.concept for o in others]),
         )
 
     @classmethod
@@ -177,7 +187,12 @@ class ConceptVector:
         drawn = torch.randn(like.write.shape, generator=generator, dtype=torch.float64)
         drawn = drawn / drawn.norm(dim=-1, keepdim=True)
         displacement = (drawn * like.scale[:, None]).float()
-        return like._moved(displacement, reversed_at=like.scale < 0, concept=f"random {seed}")
+        return like._moved(
+            displacement,
+            reversed_at=like.scale < 0,
+            concept=f"random {seed}",
+            provenance=_made("random", [like], seed=seed, like=like.concept),
+        )
 
     def cosine(self, other: ConceptVector) -> Tensor:
         """(blocks,), the cosine of the two write directions at every block."""
@@ -189,8 +204,9 @@ class ConceptVector:
 
         Where the displacement is 0, so is the scale, and the direction stays.
         """
-        scale = displacement.norm(dim=-1) * torch.where(reversed_at, -1, 1)
-        write = torch.where(scale[:, None] == 0, self.write, displacement / scale[:, None])
+        length = displacement.double().norm(dim=-1) * torch.where(reversed_at, -1, 1)
+        write = torch.where(length[:, None] == 0, self.write, displacement / length[:, None]).float()
+        scale = length.float()
         unknown = torch.full_like(scale, torch.nan)
         return replace(
             self, write=write, read=write, scale=scale, sigma=unknown, accuracy=unknown, separation=unknown, **changes
@@ -225,12 +241,10 @@ class ConceptVector:
         # a copy of each, as safetensors refuses tensors that share memory
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            draft = Path(folder) / "draft"
             draft.write_bytes(save(tensors, metadata={"repe": json.dumps(header)}))
             os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -248,7 +262,9 @@ class ConceptVector:
                 header = _checked_header((file.metadata() or {}).get("repe"))
                 return cls(**header, **{name: file.get_tensor(name) for name in TENSORS})
         except (SafetensorError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not a whole concept vector: {error}. Extract it anew") from error
+            raise ValueError(
+                f"{path} is not a whole concept vector: {error}. Delete the file and extract it anew"
+            ) from error
 
 
 def _checked_header(text: str | None) -> dict[str, Any]:
@@ -271,8 +287,32 @@ def _check_blocks(name: str, numbers: tuple[int, ...]) -> None:
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, expected {shape}")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"`{name}` is on {tensor.device}, expected the CPU: steering copies it to where it is needed")
     if tensor.dtype != torch.float32:
         raise ValueError(f"`{name}` is {tensor.dtype}, expected torch.float32")
     is_without_spread = (tensor == math.inf) & (name == "separation")
     if not (tensor.isfinite() | (tensor.isnan() & (name in MAY_BE_UNKNOWN)) | is_without_spread).all():
         raise ValueError(f"`{name}` holds values that are not finite")
+
+
+def _check_normalised(write: Tensor, read: Tensor) -> None:
+    write, read = write.double(), read.double()
+    lengths, overlaps = write.norm(dim=-1), (read * write).sum(-1)
+    if not ((lengths - 1).abs() <= NORMALISED).all():
+        raise ValueError(
+            f"`write` has unit norm at every block, got norms {_listed(lengths)}: put the length into `scale`"
+        )
+    if not ((overlaps - 1).abs() <= NORMALISED + ROUNDING * read.norm(dim=-1)).all():
+        raise ValueError(f"`read . write` is 1 at every block, got {_listed(overlaps)}: divide `read` by it")
+
+
+def _listed(values: Tensor) -> list[float]:
+    return [float(f"{v:.4g}") for v in values.tolist()]
+
+
+def _made(how: str, sources: Sequence[ConceptVector], **of: Any) -> dict[str, Any]:
+    """The provenance of what is made of other vectors, and whose model it is as far as they agree."""
+    first, *others = (source.provenance for source in sources)
+    shared = {k: first[k] for k in IDENTITY if k in first and all(k in o and o[k] == first[k] for o in others)}
+    return {"made": how, **of, **shared}

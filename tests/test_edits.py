@@ -324,7 +324,7 @@ def test_everything_that_would_be_ignored_is_named():
 
 @pytest.mark.parametrize("edit", ["clamp", "cap", "floor"])
 def test_a_target_is_needed_and_finite(edit):
-    with pytest.raises(ValueError, match="needs target=, the score to set"):
+    with pytest.raises(ValueError, match=f"edit='{edit}' needs target=, the score to set"):
         edited(activations(), concept(), edit)
     with pytest.raises(ValueError, match="target=nan must be finite"):
         edited(activations(), concept(), edit, target=math.nan)

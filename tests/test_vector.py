@@ -147,9 +147,25 @@ def test_a_sum_takes_the_middle_and_forgets_what_was_measured():
         torch.testing.assert_close(w.norm, (u.norm + v.norm) / 2)
         assert torch.equal(w.read, w.write)
         assert torch.stack([w.sigma, w.accuracy, w.separation]).isnan().all()
-        assert w.provenance == {k: v for k, v in PROVENANCE.items() if k != "pairs"}
+        assert w.provenance == {"made": "sum", "of": w.concept.split(" + "), "fingerprint": PROVENANCE["fingerprint"]}
     assert ((u + v).concept, (u - v).concept) == ("c1 + c2", "c1 - c2")
     assert (u + v).recommended == u.recommended
+
+
+def test_what_is_made_of_vectors_says_of_which_and_keeps_whose_model_it_is():
+    model = {"model": "m", "fingerprint": PROVENANCE["fingerprint"]}
+    u, v = (concept(seed, provenance={**PROVENANCE, "model": "m"}) for seed in (1, 2))
+    assert (u + v).provenance == {"made": "sum", "of": ["c1", "c2"], **model}
+    assert (u - v).provenance == {"made": "difference", "of": ["c1", "c2"], **model}
+    assert u.orthogonal_to(v).provenance == {"made": "orthogonal", "of": "c1", "to": ["c2"], **model}
+    assert ConceptVector.random(u, 7).provenance == {"made": "random", "seed": 7, "like": "c1", **model}
+    assert (u + concept(2, provenance={"model": "n"})).provenance == {"made": "sum", "of": ["c1", "c2"]}
+    assert (-2 * u).provenance == u.provenance
+
+
+def test_a_displacement_too_small_to_square_keeps_a_unit_direction():
+    v = concept(scale=torch.full((3,), 1e-22))
+    assert_normalised(v.orthogonal_to(concept(1)))
 
 
 def test_what_cannot_be_steered_along_cannot_be_in_a_sum():
@@ -310,6 +326,14 @@ def test_operations_leave_the_operands_as_they_were():
         ({"read": torch.full((3, D), math.nan)}, "`read` holds values that are not finite"),
         ({"scale": torch.full((3,), math.nan)}, "`scale` holds values that are not finite"),
         ({"sigma": torch.full((3,), math.inf)}, "`sigma` holds values that are not finite"),
+        ({"write": 5 * torch.eye(3, D)}, r"`write` has unit norm at every block, got norms \[5.0, 5.0, 5.0\]"),
+        ({"write": torch.zeros(3, D)}, "`write` has unit norm at every block"),
+        (
+            {"write": torch.eye(3, D), "read": 7 * torch.eye(3, D)},
+            r"`read . write` is 1 at every block, got \[7.0, 7.0, 7.0\]: divide `read` by it",
+        ),
+        ({"write": torch.eye(3, D), "read": -torch.eye(3, D)}, r"`read . write` is 1 at every block, got \[-1.0"),
+        ({"scale": torch.ones(3, device="meta")}, "`scale` is on meta, expected the CPU"),
         ({"recommended": (3,)}, r"recommended blocks \[3\] are not among the vector's blocks \(2, 5, 7\)"),
         ({"recommended": ()}, "`recommended` holds at least one block number"),
         (
@@ -370,7 +394,7 @@ def refused(path, content: bytes, message: str = "") -> None:
     with pytest.raises(ValueError, match="is not a whole concept vector: ") as raised:
         ConceptVector.load(path)
     assert str(path) in str(raised.value)
-    assert str(raised.value).endswith("Extract it anew")
+    assert str(raised.value).endswith("Delete the file and extract it anew")
     assert message in str(raised.value)
 
 
@@ -523,6 +547,27 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_draft(tmp_path, monk
         assert list(tmp_path.iterdir()) == [path]
     concept(2).save(path)
     assert_same(ConceptVector.load(path), concept(2))
+
+
+def test_two_threads_that_save_one_file_do_not_mix(tmp_path, monkeypatch):
+    path, write = tmp_path / "v.safetensors", repe.vector.Path.write_bytes
+
+    def interrupted(draft, content):
+        monkeypatch.undo()
+        concept(2).save(path)
+        assert_same(ConceptVector.load(path), concept(2))
+        return write(draft, content)
+
+    monkeypatch.setattr(repe.vector.Path, "write_bytes", interrupted)
+    concept(1).save(path)
+    assert_same(ConceptVector.load(path), concept(1))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_saved_file_can_be_read_by_whom_the_umask_says(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    saved_mode = concept().save(tmp_path / "v.safetensors").stat().st_mode
+    assert saved_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_provenance_that_is_no_json_leaves_the_old_file(tmp_path):

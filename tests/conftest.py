@@ -1,0 +1,38 @@
+"""What every test shares: no network, the user's cache out of reach, and the testbed loaded once."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from hypothesis import settings
+
+import repe
+
+settings.register_profile("shared machine", deadline=None, derandomize=True)
+settings.load_profile("shared machine")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("REPE_VECTORS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def loaded_testbed():
+    return repe.load()
+
+
+@pytest.fixture
+def testbed(loaded_testbed):
+    """The testbed's model and tokenizer; whatever a test attached must be gone when it ends."""
+    model, tokenizer = loaded_testbed
+    yield model, tokenizer
+    assert repe.detach(model) == 0

@@ -1,0 +1,228 @@
+"""Capture and reading: what is read is what stands in the stream, whatever the batch looks like."""
+
+import copy
+from dataclasses import replace
+
+import accelerate
+import pytest
+import torch
+
+import repe
+from repe import capturing
+from repe.blocks import find_stack
+from repe.reading import score
+from tests import zoo
+
+TEXTS = ["a", "bcd efg", "the quick brown fox", "hi there", "to be or not"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return zoo.build("llama")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return zoo.tokenizer()
+
+
+def streams(model, tokenizer, text):
+    """(tokens, blocks, d_model) of one text alone, by plain hooks on the blocks."""
+    seen = []
+    hooks = [b.register_forward_hook(lambda m, a, o: seen.append(o.detach()[0])) for b in find_stack(model).blocks]
+    with torch.no_grad():
+        model(**tokenizer(text, return_tensors="pt"))
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(seen, dim=1)
+
+
+def test_tokens_last_mean_and_all_are_those_of_each_text_alone(model, tokenizer):
+    alone = [streams(model, tokenizer, text) for text in TEXTS]
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    torch.testing.assert_close(
+        repe.capture(model, tokenizer, TEXTS, batch_size=3), torch.stack([x[-1] for x in alone]), **close
+    )
+    means = torch.stack([x[1:].mean(0) if len(x) > 1 else x[0] for x in alone])
+    torch.testing.assert_close(repe.capture(model, tokenizer, TEXTS, tokens="mean", batch_size=2), means, **close)
+    for got, expected in zip(repe.capture(model, tokenizer, TEXTS, tokens="all"), alone, strict=True):
+        torch.testing.assert_close(got, expected, **close)
+
+
+def test_blocks_come_in_ascending_order_and_negatives_count_from_the_end(model, tokenizer):
+    everything = repe.capture(model, tokenizer, TEXTS)
+    assert torch.equal(repe.capture(model, tokenizer, TEXTS, blocks=[-1, 0]), everything[:, [0, 3]])
+
+
+def test_the_head_is_never_run(model, tokenizer):
+    model = copy.deepcopy(model)
+    model.lm_head.register_forward_hook(lambda *_: pytest.fail("the head was run"))
+    repe.capture(model, tokenizer, TEXTS)
+
+
+def test_what_is_captured_is_steered(model, tokenizer):
+    vector = repe.ConceptVector.random(plain_vector(model), 3)
+    before = repe.capture(model, tokenizer, TEXTS)
+    with repe.steer(model, vector, 2.0, blocks=1):
+        after = repe.capture(model, tokenizer, TEXTS)
+    assert torch.equal(after[:, 0], before[:, 0])
+    torch.testing.assert_close(after[:, 1] - before[:, 1], (2 * vector.displacement[1]).expand(len(TEXTS), -1))
+
+
+def test_only_what_was_asked_for_is_kept(model, tokenizer):
+    activations = repe.capture(model, tokenizer, TEXTS * 4, blocks=2)
+    assert activations.shape == (20, 1, 32)
+    assert activations.untyped_storage().nbytes() == 20 * 32 * 4
+
+
+def test_captured_activations_can_be_trained_on(model, tokenizer):
+    with torch.inference_mode():
+        activations = repe.capture(model, tokenizer, TEXTS)
+    weight = torch.ones(32, requires_grad=True)
+    (activations[:, 0] @ weight).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"texts": []}, ValueError, "at least one text"),
+        ({"texts": "one string"}, ValueError, "list of at least one text"),
+        ({"texts": TEXTS, "tokens": "first"}, ValueError, "tokens='first'"),
+        ({"texts": TEXTS, "blocks": 9}, IndexError, "lock 9"),
+        ({"texts": TEXTS, "site": "head"}, ValueError, "site='head'"),
+        ({"texts": TEXTS, "stack": "both"}, ValueError, "stack='both'"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(model, tokenizer, arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        repe.capture(model, tokenizer, **arguments)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_text_of_no_tokens_is_refused(model):
+    tokenizer = zoo.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = None
+    with pytest.raises(ValueError, match="no tokens"):
+        repe.capture(model, tokenizer, ["a", ""])
+
+
+def test_a_tokenizer_without_a_pad_token_works_and_is_not_changed(model):
+    tokenizer = zoo.tokenizer(pad=False)
+    assert torch.equal(repe.capture(model, tokenizer, TEXTS), repe.capture(model, zoo.tokenizer(), TEXTS))
+    assert tokenizer.pad_token is None
+
+
+def plain_vector(model):
+    """A vector with the standard axes for directions."""
+    n, d = 4, model.config.hidden_size
+    axes = torch.eye(d)[:n]
+    ones = torch.ones(n)
+    return repe.ConceptVector("axes", tuple(range(n)), (1,), axes, axes, torch.zeros(n, d), *[ones] * 5)
+
+
+def test_a_reading_scores_every_token_at_every_block(model, tokenizer):
+    vector = plain_vector(model)
+    reading = repe.read(model, tokenizer, TEXTS[2], vector)
+    expected = streams(model, tokenizer, TEXTS[2])
+    assert reading.scores.shape == (len(reading.tokens), 4)
+    for block in range(4):
+        torch.testing.assert_close(reading.scores[:, block], expected[:, block, block], atol=1e-5, rtol=1e-4)
+    assert torch.equal(reading.best, reading.scores[:, 1])
+    assert "".join(reading.tokens[1:]) == TEXTS[2]
+
+
+def test_several_texts_are_read_as_each_alone(model, tokenizer):
+    vector = plain_vector(model)
+    for text, reading in zip(TEXTS, repe.read(model, tokenizer, TEXTS, vector), strict=True):
+        alone = repe.read(model, tokenizer, text, vector)
+        assert reading.tokens == alone.tokens
+        torch.testing.assert_close(reading.scores, alone.scores, atol=1e-5, rtol=1e-4)
+
+
+def test_a_chat_is_one_text(model, tokenizer):
+    chat = [{"role": "user", "content": "hello"}]
+    reading = repe.read(model, tokenizer, chat, plain_vector(model))
+    rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert len(reading.tokens) == len(rendered)
+
+
+def test_activations_of_another_width_are_refused(model):
+    with pytest.raises(ValueError, match="d_model 32 and the activations 16"):
+        score(torch.zeros(2, 4, 16), plain_vector(model))
+
+
+def test_a_reading_draws_itself_on_the_given_axes(model, tokenizer):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    reading = repe.read(model, tokenizer, TEXTS[1], plain_vector(model))
+    figure, axes = plt.subplots()
+    assert reading.plot(ax=axes) is axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0", "1", "2", "3"]
+    assert torch.equal(torch.tensor(axes.images[0].get_array().data), reading.scores.T)
+    plt.close(figure)
+
+
+def test_a_model_that_computes_in_place_does_not_change_what_was_captured(tokenizer):
+    """Falcon adds its attention to what its mlp put out, in place: the sites must still sum to the block's change."""
+    falcon = zoo.build("falcon")
+    attention, mlp = (repe.capture(falcon, tokenizer, TEXTS, site=site, blocks=1) for site in ("attention", "mlp"))
+    before, after = repe.capture(falcon, tokenizer, TEXTS, blocks=[0, 1]).unbind(1)
+    torch.testing.assert_close(after - before, (attention + mlp)[:, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", zoo.ENCODER_DECODERS)
+def test_a_text_is_not_read_in_a_decoder_that_does_not_see_it(name, tokenizer):
+    model, vector = zoo.build(name), plain_vector(zoo.build("llama"))
+    for texts in (TEXTS, TEXTS[0]):
+        with pytest.raises(ValueError, match='extract the vector with stack="encoder"'):
+            repe.read(model, tokenizer, texts, vector)
+    in_encoder = replace(vector.at(0, 1, 2), stack="encoder")
+    reading = repe.read(model, tokenizer, TEXTS[2], in_encoder)
+    assert reading.scores.shape == (len(reading.tokens), 3)
+
+
+def test_blocks_can_be_named_for_a_reading(model, tokenizer):
+    vector = plain_vector(model)
+    everything = repe.read(model, tokenizer, TEXTS[2], vector)
+    for blocks, numbers, recommended in [([1], (1,), (1,)), (-1, (3,), (3,)), ([3, 0, 1], (0, 1, 3), (1,))]:
+        reading = repe.read(model, tokenizer, TEXTS[2], vector, blocks=blocks, batch_size=2)
+        assert (reading.blocks, reading.recommended) == (numbers, recommended)
+        assert torch.equal(reading.scores, everything.scores[:, list(numbers)])
+    with pytest.raises(IndexError, match="has no block 3"):
+        repe.read(model, tokenizer, TEXTS[2], vector.at(1, 2), blocks=[1, 3])
+
+
+def test_poles_without_distance_give_no_score(model):
+    vector = replace(plain_vector(model), scale=torch.tensor([1.0, 0.0, 2.0, 0.0]))
+    scores = score(torch.ones(3, 4, 32), vector)
+    assert scores[:, [1, 3]].isnan().all()
+    torch.testing.assert_close(scores[:, [0, 2]], torch.tensor([[1.0, 0.5]]).expand(3, 2))
+
+
+@pytest.mark.parametrize(("tokens", "largest"), [("last", 1), ("mean", 1), ("all", 20)])
+def test_what_is_held_of_a_block_is_what_was_asked_for(model, tokenizer, monkeypatch, tokens, largest):
+    held, gathered = [], capturing._gathered
+    monkeypatch.setattr(capturing, "_gathered", lambda records: held.extend(records) or gathered(records))
+    repe.capture(model, tokenizer, [TEXTS[2]] * 3, tokens=tokens)
+    assert len(held) == 4
+    assert {r.untyped_storage().nbytes() for r in held} == {3 * largest * 32 * 4}
+
+
+@pytest.mark.parametrize("tokens", ["last", "mean", "all"])
+def test_what_was_kept_does_not_change_with_what_is_computed_in_place(model, tokenizer, tokens):
+    mask, hidden = torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.randn(2, 3, 4)
+    kept = capturing.KEEPERS[tokens](mask)(hidden)
+    before = kept.clone()
+    hidden.zero_()
+    assert torch.equal(kept, before)
+
+
+def test_offloaded_weights_are_given_inputs_where_they_compute(model, tokenizer):
+    offloaded = accelerate.cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+    assert next(offloaded.parameters()).device.type == "meta"
+    assert capturing.inputs_device(offloaded).type == "cpu"
+    torch.testing.assert_close(repe.capture(offloaded, tokenizer, TEXTS), repe.capture(model, tokenizer, TEXTS))
