@@ -1,0 +1,141 @@
+"""The store: a concept's name to a vector for this very model: shipped, else cached, else extracted once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repe import pairs
+from repe.catalogue import SUFFIXES, find, has
+from repe.fingerprint import Fingerprint, agrees, digest, fingerprint
+from repe.tracking import trackers_of
+from repe.vector import ConceptVector
+
+
+def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: str | None = None) -> ConceptVector:
+    """The vector of a named concept for this model.
+
+    It is looked for among the vectors shipped in the package, in the folders of the environment variable
+    `REPE_VECTORS`, and in the user's cache (`REPE_CACHE`, else `~/.cache/repe`); never in the working directory. Where
+    none was made for these weights, or only of other pairs than the concept's file now has, it is extracted, with a
+    progress bar, and cached.
+
+    Raises:
+        ValueError: there is no vector, and either no such concept, or no tokenizer to extract it with; or a path is
+            given, whose file may change while a cached vector would not.
+    """
+    if Path(concept).name != concept or Path(concept).suffix in SUFFIXES:
+        raise ValueError(
+            f"{concept!r} is the path of a file, and not the name of a concept: give the vector that `repe.extract` "
+            "returns for it"
+        )
+    mine = fingerprint(model)
+    present = _pairs_digest(concept, model)
+    if (stored := _stored(concept, mine, present)) is not None:
+        return stored
+    path = find(concept, model)
+    if tokenizer is None:
+        raise ValueError(
+            f"no vector of {concept!r} is stored for this model: pass tokenizer= to extract it once from {path}, or "
+            "give a vector that `repe.extract` returned"
+        )
+    if trackers_of(model):
+        raise ValueError(
+            f"no vector of {concept!r} is stored for this model, and it cannot be extracted while something steers the "
+            "model: remove that first, extract, and attach both"
+        )
+    from repe.extraction import extract
+
+    vector = extract(model, tokenizer, path, blocks_at=blocks_at, progress=True)
+    _cache(vector, location(cache_folder(), mine, concept))
+    return vector
+
+
+def _cache(vector: ConceptVector, path: Path) -> None:
+    """Keeps a vector, which is as good where the folder cannot be written to."""
+    try:
+        vector.save(path)
+    except OSError as error:
+        warnings.warn(
+            f"the vector {vector.concept!r} could not be cached ({error}) and will be extracted again: name a folder "
+            "that can be written to in REPE_CACHE",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def warn_if_foreign(model: nn.Module, vector: ConceptVector) -> None:
+    """Warns if a vector says that it was made on other weights than this model's."""
+    theirs = vector.provenance.get("fingerprint")
+    if theirs and not agrees(theirs, fingerprint(model)):
+        warnings.warn(
+            f"the vector {vector.concept!r} was extracted from other weights "
+            f"({vector.provenance.get('model', 'an unnamed model')}): directions differ from model to model",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def location(folder: Path, model: Fingerprint, concept: str) -> Path:
+    """Where a folder of vectors keeps a concept's vector for a model; other weights of its shape have other places."""
+    return folder / str(model["key"]) / digest(model["sketch"]) / f"{concept}.safetensors"
+
+
+def cache_folder() -> Path:
+    """The user's own folder of vectors."""
+    if named := os.environ.get("REPE_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repe"
+
+
+def shipped_folder() -> Path:
+    """The vectors that come with the package: inside it when installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "vectors" if (package / "vectors").is_dir() else package.parent / "vectors"
+
+
+def _pairs_digest(concept: str, model: nn.Module) -> str | None:
+    """The digest of the pairs that the model has for a concept; None where it came without."""
+    from repe.extraction import digest_of
+
+    return digest_of(pairs.load(find(concept, model)).pairs) if has(concept, model) else None
+
+
+def _stored(concept: str, mine: Fingerprint, present: str | None) -> ConceptVector | None:
+    """The first vector of that name for these weights, in whatever dtype they were loaded when it was made.
+
+    One that says it was made from other pairs than those that are `present` is passed over.
+    """
+    for folder in _folders():
+        for path in sorted((folder / str(mine["key"])).rglob("*.safetensors")):
+            if path.stem == concept and (vector := _loaded(path, mine)) is not None:
+                is_of_present = present in (None, vector.provenance.get("pairs_digest", present))
+                if is_of_present and agrees(vector.provenance.get("fingerprint"), mine):
+                    return vector
+    return None
+
+
+def _loaded(path: Path, mine: Fingerprint) -> ConceptVector | None:
+    """A stored vector; None, with a warning, for a broken file that was kept for other weights.
+
+    Raises:
+        ValueError: the file is broken, and was kept for these weights.
+    """
+    try:
+        return ConceptVector.load(path)
+    except ValueError as error:
+        if path.parent.name == digest(mine["sketch"]):
+            raise
+        warnings.warn(f"passed over: {error}", UserWarning, stacklevel=4)
+        return None
+
+
+def _folders() -> Iterator[Path]:
+    yield shipped_folder()
+    yield from (Path(p) for p in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if p)
+    yield cache_folder()
