@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def extract(
             "held_out_pairs": len(held),
             "templates": sorted({p.template for p in fit}),
             "held_out_templates": sorted({p.template for p in held}),
-            "model": str(getattr(getattr(model, "config", None), "_name_or_path", "")) or type(model).__name__,
+            "model": _name_of(model),
             "pairs_digest": digest_of(pairs),
             "fingerprint": fingerprint(model),
         },
@@ -103,6 +104,12 @@ def extract(
 def digest_of(pairs: Sequence[ContrastPair]) -> str:
     """A few digits that change with the pairs."""
     return digest({"pairs": [asdict(pair) for pair in pairs]})
+
+
+def _name_of(model: nn.Module) -> str:
+    """What a model is called: its name on the hub, or the end of its folder, whose place is nobody's business."""
+    path = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "")))
+    return "/".join(path.parts[-2:]) or type(model).__name__
 
 
 def _pairs_of(model: nn.Module, concept: Pairs) -> tuple[str, Sequence[ContrastPair]]:

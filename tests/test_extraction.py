@@ -210,3 +210,11 @@ def test_an_unknown_concept_names_the_near_ones(testbed):
 def test_a_name_can_be_given(model, tokenizer):
     assert repe.extract(model, tokenizer, worded_pairs()).concept == "concept"
     assert repe.extract(model, tokenizer, worded_pairs(), name="agreement").concept == "agreement"
+
+
+def test_a_vector_does_not_tell_where_the_model_lay(tmp_path, tokenizer):
+    zoo.build("llama").save_pretrained(tmp_path / "some" / "model")
+    tokenizer.save_pretrained(tmp_path / "some" / "model")
+    vector = repe.extract(*repe.load(tmp_path / "some" / "model"), worded_pairs())
+    assert vector.provenance["model"] == "some/model"
+    assert str(tmp_path) not in str(vector.provenance)

@@ -83,9 +83,10 @@ def random_control(model: Any, tokenizer: Any, vector: repe.ConceptVector, alpha
 
     controls = [moved(repe.ConceptVector.random(vector, seed)) for seed in range(CONTROLS)]
     print(
-        f"  at alpha {alpha}: honesty moves behaviour by {moved(vector):.3f}; {CONTROLS} random directions by at most "
+        f"  at alpha {alpha}: honesty moves behaviour by {moved(vector):.3f}, and {CONTROLS} random directions by ",
+        end="",
     )
-    print(f"  {max(controls):.3f}, median {median(controls):.3f}")
+    print(f"{max(controls):.3f} at most, median {median(controls):.3f}\n")
 
 
 def refusal_steering(model: Any, tokenizer: Any, vector: repe.ConceptVector, requests: Sequence[Item]) -> None:

@@ -1,0 +1,27 @@
+"""Generation: what a model writes after texts or chats, in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from repe.tokens import Text, encode, pad
+
+
+@torch.no_grad()
+def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) -> list[str]:
+    """What the model writes after every text, without special tokens.
+
+    Args:
+        model, tokenizer: neither is changed; whatever steers the model does so here too.
+        texts: texts or chats, padded on the left.
+        options: for `model.generate`, such as `max_new_tokens`.
+
+    Raises:
+        ValueError: a text of no tokens, or a chat for a tokenizer without a chat template.
+    """
+    batch = pad([encode(tokenizer, text) for text in texts], side="left", device=model.device)
+    written = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    return list(tokenizer.batch_decode(written, skip_special_tokens=True))

@@ -1,0 +1,142 @@
+"""The shape of the package: who may import whom, what `import repe` costs, and how long a file may grow."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import repe
+
+PACKAGE = Path(repe.__file__).parent
+FACES = {"demo", "testbed.measure", "testbed.vectors"}
+ARROWS = {
+    "pairs": set(),
+    "blocks": set(),
+    "tokens": set(),
+    "vector": set(),
+    "fingerprint": set(),
+    "readers": set(),
+    "ops": set(),
+    "testbed": set(),
+    "calls": {"tokens"},
+    "hooks": set(),
+    "tracking": {"blocks", "calls", "hooks"},
+    "replays": {"hooks", "tracking"},
+    "attachment": {"blocks", "hooks", "replays", "tracking"},
+    "gates": {"vector"},
+    "edits": {"ops", "vector"},
+    "strength": {"calls", "gates", "tokens"},
+    "capturing": {"blocks", "hooks", "tokens"},
+    "catalogue": {"pairs", "testbed"},
+    "extraction": {"blocks", "capturing", "catalogue", "fingerprint", "pairs", "readers", "vector"},
+    "store": {"catalogue", "extraction", "fingerprint", "pairs", "tracking", "vector"},
+    "loading": {"testbed"},
+    "reading": {"blocks", "capturing", "plot", "tokens", "vector"},
+    "plot": set(),
+    "precision": set(),
+    "generation": {"tokens"},
+    "steering": {
+        "attachment", "blocks", "calls", "edits", "gates", "hooks", "ops", "precision", "store", "strength", "tokens",
+        "tracking", "vector",
+    },
+    "tasks": {"blocks", "capturing", "tokens"},
+    "sweep": {"steering", "tasks", "vector"},
+}  # fmt: skip
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def step_of(module: str) -> str:
+    """A file of a folder counts as the folder, except for the faces in it."""
+    return module if module in FACES else module.split(".")[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of this package that a file imports when it runs, inside functions too."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "repe":
+            base = node.module.removeprefix("repe").removeprefix(".")
+            names = {f"{base}.{a.name}".strip(".") for a in node.names}
+            found |= {
+                n if (PACKAGE / f"{n.replace('.', '/')}.py").exists() or (PACKAGE / n).is_dir() else base for n in names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {
+                a.name.removeprefix("repe").removeprefix(".") for a in node.names if a.name.split(".")[0] == "repe"
+            }
+    return found - {""}
+
+
+FILES = {module_of(p): p for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"}
+GRAPH = {module: imports_of(path) for module, path in FILES.items()}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_file_imports_only_what_the_table_allows(module):
+    if step_of(module) in FACES:
+        return
+    imported = {step_of(name) for name in GRAPH[module]} - {step_of(module)}
+    assert imported <= ARROWS[step_of(module)]
+
+
+def test_nothing_imports_a_face():
+    assert not FACES & set().union(*GRAPH.values())
+
+
+def test_the_table_names_only_what_exists():
+    assert set(ARROWS) == {step_of(module) for module in FILES} - FACES
+
+
+def test_imports_run_in_no_circle():
+    steps: dict[str, set[str]] = {}
+    for module, imported in GRAPH.items():
+        steps.setdefault(step_of(module), set()).update({step_of(i) for i in imported} - {step_of(module)})
+    list(TopologicalSorter(steps).static_order())
+    list(TopologicalSorter({m: {i for i in GRAPH[m] if i != m} for m in GRAPH}).static_order())
+
+
+@pytest.mark.parametrize("path", FILES.values(), ids=FILES)
+def test_a_file_is_one_idea_long(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize(
+    "statement", ["import repe", "import repe; repe.ConceptVector.__name__ if False else dir(repe)"]
+)
+def test_importing_the_package_loads_nothing_heavy(statement):
+    heavy = ["torch", "triton", "matplotlib", "ipywidgets", "vllm", "transformers", "sklearn", "scipy", "numpy"]
+    code = f"import sys; {statement}; print(*[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_readers_and_pairs_need_no_torch():
+    code = "import sys, repe.readers, repe.pairs; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", repe.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    assert getattr(repe, name).__doc__
+    assert not isinstance(getattr(repe, name), type(repe))  # a function or class, never the file of the same name
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'steeer'"):
+        _ = repe.steeer
