@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from repe.edits import loreft as loreft
     from repe.extraction import extract as extract
     from repe.gates import Gate as Gate
+    from repe.generation import generate as generate
     from repe.loading import load as load
     from repe.pairs import ContrastPair as ContrastPair
     from repe.reading import Reading as Reading
@@ -36,6 +37,7 @@ _HOMES = {
     "concepts": "catalogue",
     "detach": "steering",
     "extract": "extraction",
+    "generate": "generation",
     "load": "loading",
     "loreft": "edits",
     "read": "reading",

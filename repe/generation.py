@@ -20,8 +20,10 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
         options: for `model.generate`, such as `max_new_tokens`.
 
     Raises:
-        ValueError: a text of no tokens, or a chat for a tokenizer without a chat template.
+        ValueError: no texts, a text of no tokens, or a chat for a tokenizer without a chat template.
     """
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"expected a list of at least one text, got {texts!r}")
     batch = pad([encode(tokenizer, text) for text in texts], side="left", device=model.device)
     written = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
     return list(tokenizer.batch_decode(written, skip_special_tokens=True))
