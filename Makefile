@@ -24,7 +24,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# the measured claims of the README and of the testbed's model card
+# what reading and steering achieve on the testbed
 check: $(READY)
 	$(BIN)/python -m repe.testbed.measure
 

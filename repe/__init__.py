@@ -1,13 +1,14 @@
 """Representation engineering: read the concepts a language model represents, steer along them, measure the trade-off.
 
 model, tokenizer = repe.load()
-with repe.steer(model, "honesty", 1.5):
-    model.generate(**inputs)
+with repe.steer(model, "honesty", 0.5):
+    print(*repe.generate(model, tokenizer, ["..."]))
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ __all__ = list(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
+        if importlib.util.find_spec(f"repe.{name}") is not None:
+            return importlib.import_module(f"repe.{name}")
         raise AttributeError(f"module 'repe' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"repe.{_HOMES[name]}"), name)
     globals()[name] = value

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 STACKS = ("decoder", "encoder")
@@ -85,11 +86,25 @@ def find_stack(model: nn.Module, stack: str = "decoder", blocks_at: str | None =
     """
     if stack not in STACKS:
         raise ValueError(f"stack={stack!r} does not exist: choose one of {', '.join(map(repr, STACKS))}.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model, a torch.nn.Module, and got {type(model).__name__}: is the order right?")
     path = _search(model, stack) if blocks_at is None else _checked(model, blocks_at)
     owner = _owner(model, path)
     blocks = tuple(model.get_submodule(path).children())
     names = tuple(f"{path}.{number}" for number in range(len(blocks)))
     return Stack(model.get_submodule(owner), owner, blocks, names, _d_model(model, path))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes and its inputs go. Offloaded weights are brought to inputs on the CPU."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether texts go into one stack of a model and answers come out of another, whatever is wrapped around it."""
+    config = next((m.config for m in model.modules() if hasattr(m, "config")), None)
+    return bool(getattr(config, "is_encoder_decoder", False))
 
 
 def hidden_of(output: Any) -> Tensor:

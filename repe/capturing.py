@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repe.blocks import Stack, find_stack, hidden_of
+from repe.blocks import Stack, device_of, find_stack, hidden_of, is_encoder_decoder
 from repe.hooks import Hook, put
 from repe.tokens import Text, encode, last_slots, pad
 
@@ -93,7 +93,7 @@ def capture(
     rows = [encode(tokenizer, text) for text in texts]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     kept: list[Tensor | None] = [None] * len(rows)
-    device = inputs_device(found.module)
+    device = device_of(found.module)
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         for start in tqdm(range(0, len(order), batch_size), desc="capture", unit="batch", disable=not progress):
             chosen = order[start : start + batch_size]
@@ -169,18 +169,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def inputs_device(module: nn.Module) -> torch.device:
-    """Where the inputs of a model, or of a part of it, go. Offloaded weights are brought to inputs on the CPU."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return torch.device("cpu") if device.type == "meta" else device
-
-
-def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether texts go into one stack of a model and answers come out of another, whatever is wrapped around it."""
-    config = next((m.config for m in model.modules() if hasattr(m, "config")), None)
-    return bool(getattr(config, "is_encoder_decoder", False))
 
 
 def _prepared(model: nn.Module, found: Stack, stack: str, batch: dict[str, Tensor]) -> tuple[Callable[[], Any], Tensor]:

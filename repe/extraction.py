@@ -21,6 +21,7 @@ from repe.capturing import capture
 from repe.fingerprint import digest, fingerprint
 from repe.pairs import ContrastPair
 from repe.readers.reader import Reader
+from repe.tracking import trackers_of
 from repe.vector import ConceptVector
 
 Floats = NDArray[np.float64]
@@ -64,14 +65,22 @@ def extract(
         A vector of all the blocks. Its `scale`, `accuracy`, `separation` and `sigma` are measured on held-out pairs.
 
     Raises:
-        ValueError: the concept is not known, or there are too few pairs, or an empty or one-sided one.
+        ValueError: the concept is not known, or there are too few pairs, or an empty or one-sided one; or the model is
+            being steered.
+        TypeError: what is given as pairs are none.
+        FileNotFoundError: the file of pairs is not there. `repe.pairs.load` says what such a file holds.
 
     Sources: the mean difference of Rimsky et al. (arXiv 2312.06681), the principal direction of Zou et al. (arXiv
     2310.01405), the pattern of a probe of Haufe et al. (2014).
     """
+    found = find_stack(model, stack, blocks_at)
+    if trackers_of(model):
+        raise ValueError(
+            "something steers this model, and would be extracted with the concept: remove it first (`repe.detach`), "
+            "extract, and steer again"
+        )
     known_as, pairs = _pairs_of(model, concept)
     fit, held = contrast.split(pairs, held_out, seed)
-    found = find_stack(model, stack, blocks_at)
     numbers = (0,) if site == "embedding" else found.indices(blocks)
     texts = [text for pair in (*fit, *held) for text in (pair.positive, pair.negative)]
     activations = capture(

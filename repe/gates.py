@@ -35,6 +35,8 @@ class Gate:
     token: Literal["last", "mean"] = "last"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.vector, ConceptVector):
+            raise TypeError(f"a gate reads along a ConceptVector, and got {type(self.vector).__name__}")
         if not math.isfinite(self.threshold):
             raise ValueError(f"a gate's threshold must be finite, got {self.threshold}")
         if self.token not in ("last", "mean"):
@@ -82,6 +84,20 @@ class Gate:
         )
         score = (x @ read - midpoint) / scale
         return score > self.threshold if self.above else score < self.threshold
+
+
+def gate_block(gate: Gate | Decision, first: int, site: str) -> int:
+    """The block whose output a gate reads: before the first edit, or it would judge what it steered."""
+    latest = first if site == "block" else -1 if site == "embedding" else first - 1
+    wanted = gate.at if isinstance(gate, Gate) else max(latest, 0)
+    if not isinstance(gate, Gate) and not callable(gate):
+        raise TypeError(f"a gate is a `repe.Gate` or a function of (mean, last) activations; got {gate!r}")
+    if wanted > latest:
+        raise ValueError(
+            f"the gate reads block {wanted}, after the first edit at the {site} of block {first}: gate at an earlier "
+            "block, or steer at later ones"
+        )
+    return wanted
 
 
 class PromptReader:

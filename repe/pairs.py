@@ -76,10 +76,13 @@ def check(pairs: Sequence[ContrastPair]) -> None:
 
     Raises:
         ValueError: otherwise; it names the pair.
+        TypeError: there is something else among them.
     """
     if not pairs:
         raise ValueError("no contrast pairs: at least one is needed")
     for index, pair in enumerate(pairs):
+        if not isinstance(pair, ContrastPair):
+            raise TypeError(f"pair {index} is a {type(pair).__name__}: expected ContrastPair(positive, negative)")
         _check_pair(pair, _name(pair, index))
 
 

@@ -9,8 +9,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from repe.blocks import find_stack
-from repe.capturing import capture, is_encoder_decoder
+from repe.blocks import find_stack, is_encoder_decoder
+from repe.capturing import capture
 from repe.tokens import Text, encode, strings
 from repe.vector import ConceptVector
 
@@ -102,6 +102,8 @@ def read(
             does not see the text's tokens; or a text has no tokens.
         IndexError: the vector does not hold a block.
     """
+    if not isinstance(vector, ConceptVector):
+        raise TypeError(f"expected a ConceptVector, as `repe.extract` returns it, and got {type(vector).__name__}")
     if vector.stack == "decoder" and is_encoder_decoder(model):
         raise ValueError(
             "the decoder of an encoder-decoder does not see the tokens of a text, so it has no scores for them: "
@@ -144,9 +146,15 @@ def score(x: Tensor, vector: ConceptVector, rows: Tensor | slice = slice(None)) 
 
 def _numbers(model: nn.Module, vector: ConceptVector, blocks: Any, blocks_at: str | None) -> tuple[int, ...]:
     """The block numbers to read at, ascending as `capture` gives them."""
+    stack = find_stack(model, vector.stack, blocks_at)
+    if vector.d_model != stack.d_model or max(vector.blocks) >= stack.n_blocks:
+        raise ValueError(
+            f"the vector has d_model {vector.d_model} and block {max(vector.blocks)}, and the model d_model "
+            f"{stack.d_model} and {stack.n_blocks} blocks: extract it from this model"
+        )
     if isinstance(blocks, str) and blocks == "all":
         return tuple(sorted(vector.blocks))
-    return find_stack(model, vector.stack, blocks_at).indices(blocks)
+    return stack.indices(blocks)
 
 
 def _is_one(texts: Any) -> bool:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from repe import edits, ops
 from repe.attachment import Attachment
-from repe.blocks import Stack, find_stack, hidden_of, with_hidden
+from repe.blocks import Stack, device_of, find_stack, hidden_of, is_encoder_decoder, with_hidden
 from repe.calls import Forward
-from repe.gates import Decision, Gate
+from repe.gates import Decision, Gate, gate_block
 from repe.hooks import Hook
 from repe.precision import Precision
 from repe.store import resolve, warn_if_foreign
@@ -86,16 +86,17 @@ def steer(
     if isinstance(concept, str):
         concept = resolve(model, concept, tokenizer, blocks_at=blocks_at)
     plan = edits.plan(concept, edit, unit, edits.Options(target, theta, keep_norm))
-    for vector in plan.vectors:
-        warn_if_foreign(model, vector)
     found = find_stack(model, stack or plan.stack, blocks_at)
     handle = Steering(model, found, plan, site or plan.site, blocks, ops.pick(impl))
+    for vector in plan.vectors:
+        warn_if_foreign(model, vector)
     handle.scope, handle.prompt_length = scope, prompt_length
     handle.alpha = alpha
     if isinstance(gate, Gate):
         gate = gate.fitted(found.d_model, found.n_blocks, stack or plan.stack)
         warn_if_foreign(model, gate.vector)
-    handle._attach(gate, watch_generate=(stack or plan.stack) != "encoder")
+    runs_before_generation = (stack or plan.stack) == "encoder" and is_encoder_decoder(model)
+    handle._attach(gate, watch_generate=not runs_before_generation)
     return handle
 
 
@@ -108,7 +109,7 @@ def detach(model: nn.Module) -> int:
     """Removes every handle from a model, and returns how many there were."""
     handles = status(model)
     for handle in handles:
-        handle.remove()
+        handle._end()
     return len(handles)
 
 
@@ -121,6 +122,12 @@ class Steering:
         scope, prompt_length: at which tokens.
     """
 
+    model: nn.Module
+    stack: Stack
+    plan: edits.Plan
+    site: str
+    blocks: tuple[int, ...]
+
     def __init__(
         self,
         model: nn.Module,
@@ -131,14 +138,14 @@ class Steering:
         implementation: ops.Implementation,
     ) -> None:
         plan.check_fits(stack.d_model, stack.n_blocks)
-        self.model, self.stack, self.plan, self.site = model, stack, plan, site
-        self.blocks = _chosen(blocks, plan, stack, site)
+        chosen = _chosen(blocks, plan, stack, site)
+        self.__dict__.update(model=model, stack=stack, plan=plan, site=site, blocks=chosen)
         self._implementation = implementation
         self._modules = {b: stack.site(site, b) for b in self.blocks}
         _check_unit(plan, site)
         with torch.inference_mode(False), torch.no_grad():  # autograd must be able to save them later
-            self._coefficients = {b: plan.at(b, len(self.blocks)).to(_device_of(m)) for b, m in self._modules.items()}
-            self._strength = Strength(_device_of(stack.module))
+            self._coefficients = {b: plan.at(b, len(self.blocks)).to(device_of(m)) for b, m in self._modules.items()}
+            self._strength = Strength(device_of(stack.module))
         self._attachment: Attachment | None = None
         self._precision = Precision()
         self._warned_of_cache = False
@@ -187,7 +194,7 @@ class Steering:
         with torch.inference_mode(False), torch.no_grad():
             for block, coefficients in fresh.items():
                 self._coefficients[block].copy_(coefficients)
-        self.plan = plan
+        self.__dict__["plan"] = plan
         self._strength.version += 1
 
     # the lifetime
@@ -197,7 +204,7 @@ class Steering:
         return self._attachment is not None
 
     def _attach(self, gate: Gate | Decision | None, watch_generate: bool) -> None:
-        gated = None if gate is None else self.stack.site("block", _gate_block(gate, self.blocks[0], self.site))
+        gated = None if gate is None else self.stack.site("block", gate_block(gate, self.blocks[0], self.site))
         self._attachment = attachment = Attachment(self.model, self.stack, self, watch_generate)
         try:
             if gate is not None and gated is not None:
@@ -222,25 +229,39 @@ class Steering:
 
         Warns if nothing was ever edited, or if edited activations overflowed their dtype.
         """
+        self._end()
+
+    def _end(self) -> None:
         if not self.attached:
             return
         self._take_off()
         if overflow := self._precision.overflow():
-            warnings.warn(overflow, RuntimeWarning, stacklevel=2)
+            warnings.warn(overflow, RuntimeWarning, stacklevel=3)
         if self._strength.gate is None and not bool(self._strength.touched):
             warnings.warn(
                 f"{self!r} edited nothing in its lifetime: the model was not run, or no token lay in the scope",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def __enter__(self) -> Steering:
+        if not self.attached:
+            raise RuntimeError(f"{self!r} acts no more: call `repe.steer` again")
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        may_change = name.startswith("_") or isinstance(getattr(type(self), name, None), property)
+        if not may_change:
+            raise AttributeError(
+                f"{name!r} of a handle cannot be set: alpha, scope, prompt_length and vector can; for anything else, "
+                "remove the handle and call `repe.steer` again"
+            )
+        super().__setattr__(name, value)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._take_off()
-        self.remove()
+        self._end()
 
     def __repr__(self) -> str:
         what = ", ".join(v.concept for v in self.plan.vectors) or "constants"
@@ -365,23 +386,3 @@ def _check_unit(plan: edits.Plan, site: str) -> None:
             f"the vector's {plan.unit!r} was measured at the site {plan.site!r}, and does not hold at {site!r}: pass "
             f"unit='raw', or extract the vector at site={site!r}"
         )
-
-
-def _gate_block(gate: Gate | Decision, first: int, site: str) -> int:
-    """The block whose output a gate reads: before the first edit, or it would judge what it steered."""
-    latest = first if site == "block" else -1 if site == "embedding" else first - 1
-    wanted = gate.at if isinstance(gate, Gate) else max(latest, 0)
-    if not isinstance(gate, Gate) and not callable(gate):
-        raise TypeError(f"a gate is a `repe.Gate` or a function of (mean, last) activations; got {gate!r}")
-    if wanted > latest:
-        raise ValueError(
-            f"the gate reads block {wanted}, after the first edit at the {site} of block {first}: gate at an earlier "
-            "block, or steer at later ones"
-        )
-    return wanted
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    """Where a module computes, as far as its parameters tell; offloaded ones come to the CPU first."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return torch.device("cpu") if device.type == "meta" else device

@@ -13,7 +13,6 @@ from torch import nn
 from repe import pairs
 from repe.catalogue import SUFFIXES, find, has
 from repe.fingerprint import Fingerprint, agrees, digest, fingerprint
-from repe.tracking import trackers_of
 from repe.vector import ConceptVector
 
 
@@ -43,11 +42,6 @@ def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: st
         raise ValueError(
             f"no vector of {concept!r} is stored for this model: pass tokenizer= to extract it once from {path}, or "
             "give a vector that `repe.extract` returned"
-        )
-    if trackers_of(model):
-        raise ValueError(
-            f"no vector of {concept!r} is stored for this model, and it cannot be extracted while something steers the "
-            "model: remove that first, extract, and attach both"
         )
     from repe.extraction import extract
 

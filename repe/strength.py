@@ -46,7 +46,10 @@ class Strength:
 
     @alpha.setter
     def alpha(self, value: Alpha) -> None:
-        new = torch.as_tensor(value, dtype=torch.float32).detach()
+        try:
+            new = torch.as_tensor(value, dtype=torch.float32).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"alpha must be a number or one number a row, got {value!r}") from error
         if new.ndim > 1 or new.numel() == 0:
             raise ValueError(f"alpha must be a number or one number a row, got the shape {tuple(new.shape)}")
         if not new.isfinite().all():

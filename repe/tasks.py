@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repe.blocks import find_stack
-from repe.capturing import evaluating, inputs_device, is_encoder_decoder
+from repe.blocks import device_of, find_stack, is_encoder_decoder
+from repe.capturing import evaluating
 from repe.tokens import Text, encode, pad
 
 
@@ -153,7 +153,7 @@ def _option(tokenizer: Any, option: str) -> list[int]:
 
 
 def _score(model: nn.Module, texts: Sequence[tuple[list[int], list[int]]], handles: Sequence[Any]) -> Tensor:
-    batch = pad([prompt + option for prompt, option in texts], device=inputs_device(model))
+    batch = pad([prompt + option for prompt, option in texts], device=device_of(model))
     ends = torch.tensor([len(prompt) for prompt, _ in texts])
     for handle in handles:
         handle.prompt_length = ends

@@ -150,7 +150,7 @@ def check_scope(scope: Scope) -> Scope:
         return scope
     if isinstance(scope, Sequence) and scope and all(type(p) is int for p in scope):
         return tuple(map(int, scope))
-    raise TypeError(f"scope={scope!r}: expected a name of {NAMED_SCOPES}, a slice, a list of integers, or a mask")
+    raise TypeError(f"scope={scope!r}: expected a name of {NAMED_SCOPES}, a slice, at least one integer, or a mask")
 
 
 def needs_prompt_length(scope: Scope) -> bool:

@@ -224,5 +224,5 @@ def test_what_was_kept_does_not_change_with_what_is_computed_in_place(model, tok
 def test_offloaded_weights_are_given_inputs_where_they_compute(model, tokenizer):
     offloaded = accelerate.cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
     assert next(offloaded.parameters()).device.type == "meta"
-    assert capturing.inputs_device(offloaded).type == "cpu"
+    assert capturing.device_of(offloaded).type == "cpu"
     torch.testing.assert_close(repe.capture(offloaded, tokenizer, TEXTS), repe.capture(model, tokenizer, TEXTS))

@@ -287,7 +287,7 @@ def test_which_scopes_need_the_prompts_length(scope, needed):
         ([True, False], TypeError, "expected a name of"),
         ([[0]], TypeError, "expected a name of"),
         (3, TypeError, "expected a name of"),
-        (None, TypeError, "a slice, a list of integers, or a mask"),
+        (None, TypeError, "a slice, at least one integer, or a mask"),
         (torch.ones(2, 2), TypeError, r"is a boolean mask \(rows, tokens\), got torch.float32 of \(2, 2\)"),
         (torch.ones(2, dtype=torch.bool), TypeError, r"got torch.bool of \(2,\)"),
     ],
