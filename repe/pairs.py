@@ -56,21 +56,6 @@ class Concept:
     pairs: tuple[ContrastPair, ...]
 
 
-def from_texts(positives: Iterable[Text], negatives: Iterable[Text]) -> tuple[ContrastPair, ...]:
-    """Pair the texts (or chats) of two lists in their order.
-
-    Raises:
-        ValueError: the lists are not equally long.
-    """
-    positives, negatives = list(positives), list(negatives)
-    if len(positives) != len(negatives):
-        raise ValueError(
-            f"texts are paired in their order, so both poles need as many: got {len(positives)} positives "
-            f"and {len(negatives)} negatives"
-        )
-    return tuple(ContrastPair(*poles) for poles in zip(positives, negatives, strict=True))
-
-
 def check(pairs: Sequence[ContrastPair]) -> None:
     """Check that there are pairs and that each has two poles that differ.
 

@@ -1,4 +1,4 @@
-"""What every test shares: no network, the user's cache out of reach, and the testbed loaded once."""
+"""What tests share: no network, the user's cache out of reach, a small model, and the testbed loaded once."""
 
 import os
 
@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 
 import repe
+from tests import zoo
 
 settings.register_profile("shared machine", deadline=None, derandomize=True)
 settings.load_profile("shared machine")
@@ -23,6 +24,17 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small random model, for tests that need no other."""
+    return zoo.build("llama")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return zoo.tokenizer()
 
 
 @pytest.fixture(scope="session")

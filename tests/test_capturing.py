@@ -16,16 +16,6 @@ from tests import zoo
 TEXTS = ["a", "bcd efg", "the quick brown fox", "hi there", "to be or not"]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return zoo.build("llama")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return zoo.tokenizer()
-
-
 def streams(model, tokenizer, text):
     """(tokens, blocks, d_model) of one text alone, by plain hooks on the blocks."""
     seen = []

@@ -10,22 +10,12 @@ from sklearn.linear_model import LogisticRegression
 
 import repe
 from repe import pairs as pairs_file
-from repe.pairs import from_texts, split
+from repe.pairs import split
 from repe.readers import MeanDifference
 from repe.reading import score
 from tests import zoo
 
 POSITIVE, NEGATIVE = "yes", "no"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return zoo.build("llama")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return zoo.tokenizer()
 
 
 def worded_pairs(templates=4, items=6):
@@ -193,7 +183,7 @@ def test_a_site_other_than_the_stream_is_read_where_it_is(model, tokenizer):
         ([], "no contrast pairs"),
         ([repe.ContrastPair("", "no")] * 8, "positive"),
         ([repe.ContrastPair("yes", "yes")] * 8, "differ|same|identical"),
-        (from_texts(["yes"], ["no"]), "at least 2"),
+        ([repe.ContrastPair("yes", "no")], "at least 2"),
     ],
 )
 def test_pairs_that_cannot_work_are_refused(model, tokenizer, pairs, message):

@@ -10,16 +10,6 @@ from tests.test_capturing import plain_vector
 TEXTS = ["a", "the quick brown fox", [{"role": "user", "content": "count"}]]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return zoo.build("llama")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return zoo.tokenizer()
-
-
 def alone(model, tokenizer, text):
     ids = (
         tokenizer(text, return_tensors="pt")["input_ids"]

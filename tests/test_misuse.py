@@ -11,11 +11,6 @@ from tests.test_capturing import plain_vector
 from tests.test_extraction import hooks_of, worded_pairs
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return zoo.tokenizer()
-
-
 @pytest.fixture
 def model():
     model = zoo.build("gpt2")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repe.pairs import ContrastPair, check, from_texts, load, split
+from repe.pairs import ContrastPair, check, load, split
 
 
 def crossed(templates: int, items: int) -> list[ContrastPair]:
@@ -50,12 +50,6 @@ def test_a_pair_is_frozen_and_a_list_of_messages_becomes_a_tuple():
     assert pair.positive == ({"role": "user", "content": "yes"},)
     with pytest.raises(AttributeError):
         pair.template = "other"
-
-
-def test_texts_are_paired_in_their_order():
-    assert from_texts(["a", "b"], ["c", "d"]) == (ContrastPair("a", "c"), ContrastPair("b", "d"))
-    with pytest.raises(ValueError, match="got 2 positives and 1 negatives"):
-        from_texts(["a", "b"], ["c"])
 
 
 CHAT = ({"role": "user", "content": "yes"},)

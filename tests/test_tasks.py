@@ -23,16 +23,6 @@ ITEMS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return zoo.build("llama")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return zoo.tokenizer()
-
-
 def log_likelihood_by_hand(model, tokenizer, item, option):
     """One token at a time, nothing padded and nothing cached."""
     ids = encode(tokenizer, item.prompt)
