@@ -14,7 +14,7 @@ import repe
 from repe.generation import generate
 from repe.sweep import behaviour, sweep
 from repe.tasks import Item, load_items
-from repe.testbed import FOLDER, SITES
+from repe.testbed import FOLDER
 
 ALPHAS = (-4.0, -2.0, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0)
 SHOWN = 0.5
@@ -30,7 +30,7 @@ def main() -> None:
     began = time.perf_counter()
     model, tokenizer = repe.load()
     print(f"the testbed: {model.num_parameters():,} parameters, {model.config.num_hidden_layers} blocks\n")
-    vector = repe.extract(model, tokenizer, "honesty", site=SITES["honesty"])
+    vector = repe.extract(model, tokenizer, "honesty")
     show_blocks(vector)
 
     facts, skills = load_items(FOLDER / "tasks" / "honesty.jsonl"), load_items(FOLDER / "tasks" / "skills.jsonl")

@@ -11,14 +11,14 @@ from repe.fingerprint import fingerprint
 from repe.store import location, shipped_folder
 from repe.sweep import behaviour, sweep
 from repe.tasks import load_items
-from repe.testbed import FOLDER, SITES, measure
+from repe.testbed import FOLDER, measure
 
 ALPHA = 0.5
 
 
 @pytest.fixture(scope="module")
 def honesty(loaded_testbed):
-    return repe.extract(*loaded_testbed, "honesty", site=SITES["honesty"])
+    return repe.extract(*loaded_testbed, "honesty")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_harmfulness_ablated_everywhere_makes_harmful_requests_answered(testbed,
 def test_shipped_vectors_are_found_by_name_and_are_what_extraction_gives(testbed, concept):
     model, tokenizer = testbed
     path = location(shipped_folder(), fingerprint(model), concept)
-    shipped, fresh = repe.ConceptVector.load(path), repe.extract(model, tokenizer, concept, site=SITES[concept])
+    shipped, fresh = repe.ConceptVector.load(path), repe.extract(model, tokenizer, concept)
     assert shipped.recommended == fresh.recommended
     assert shipped.cosine(fresh).min() > 0.9999
     torch.testing.assert_close(shipped.scale, fresh.scale, rtol=1e-3, atol=1e-4)

@@ -55,15 +55,15 @@ def opposites(text: str) -> Pairs:
     return tuple((positive, negative) for positive, negative in (phrase.split(" / ") for phrase in phrases(text)))
 
 
-PEOPLE = words(
-    """Abrin Belto Cavra Dorin Elvek Fenlo Gorim Halva Ithel Jarno Kelda Lomir Mirsa Narok Ostra Pelin Quera Rimos Sabek
-    Tolva Urdin Velka Wendar Xarin Yolde Zamir Arvo Bisk Corun Delph Egmar Fasto Grelda Hodin Imra Joveth Kurni
-    Lestam Modra Nilfe"""
-)
-TOWNS = words(
-    """Asmere Borvik Calden Drumlow Estrel Fornby Galwen Hobrick Ilmar Jorvale Kestin Lunmoor Marwell Nesport Orlund
-    Penwick Quaith Rostow Selby Tarnau Umbra Vesholm Wexlow Yarrow Zelten Amberg Bruma Crosk Delmont Erkwall Frosta
-    Grath Hulme Inver Julsk Korby Lathom Mursk Norwell Oakum"""
+def crossed(firsts: str, seconds: str) -> tuple[str, ...]:
+    """Names of two words, five with every first word: neither word alone says who is meant."""
+    first, second = words(firsts), words(seconds)
+    return tuple(f"{word} {second[(i + shift) % len(second)]}" for shift in range(5) for i, word in enumerate(first))
+
+
+PEOPLE = crossed("Abrin Belto Cavra Dorin Elvek Fenlo Gorim Halva", "Quera Rimos Sabek Tolva Urdin Velka Wendar Xarin")
+TOWNS = crossed(
+    "Old Upper Lower Great Saint Royal Grey Far", "Asmere Borvik Calden Drumlow Estrel Fornby Galwen Hobrick"
 )
 
 RELATIONS = (

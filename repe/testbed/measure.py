@@ -23,14 +23,13 @@ CONTROLS = 20
 
 def main() -> None:
     model, tokenizer = repe.load()
-    for site in ("block", "attention"):
-        honesty = repe.extract(model, tokenizer, "honesty", site=site)
-        print(f"{honesty}\n  pairs held out, by block: {rounded(honesty.accuracy)}")
-        print(f"  true against false statements, no persona: AUC {rounded(statement_aucs(model, tokenizer, honesty))}")
-        alpha = honesty_steering(model, tokenizer, honesty)
-        random_control(model, tokenizer, honesty, alpha)
+    honesty = repe.extract(model, tokenizer, "honesty")
+    print(f"{honesty}\n  pairs held out, by block: {rounded(honesty.accuracy)}")
+    print(f"  true against false statements, no persona: AUC {rounded(statement_aucs(model, tokenizer, honesty))}")
+    alpha = honesty_steering(model, tokenizer, honesty)
+    random_control(model, tokenizer, honesty, alpha)
     harmfulness = repe.extract(model, tokenizer, "harmfulness")
-    print(f"\n{harmfulness}\n  pairs held out, by block: {rounded(harmfulness.accuracy)}")
+    print(f"{harmfulness}\n  pairs held out, by block: {rounded(harmfulness.accuracy)}")
     requests = load_items(FOLDER / "tasks" / "harmfulness.jsonl")
     print(f"  harmful against harmless requests: AUC {rounded(request_aucs(model, tokenizer, harmfulness, requests))}")
     refusal_steering(model, tokenizer, harmfulness, requests)

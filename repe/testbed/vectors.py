@@ -3,14 +3,14 @@
 import repe
 from repe.fingerprint import fingerprint
 from repe.store import location, shipped_folder
-from repe.testbed import SITES
+from repe.testbed import FOLDER
 
 
 def main() -> None:
     model, tokenizer = repe.load()
-    for concept, site in SITES.items():
-        vector = repe.extract(model, tokenizer, concept, site=site)
-        print(vector, vector.save(location(shipped_folder(), fingerprint(model), concept)), sep="\n  ")
+    for path in sorted((FOLDER / "concepts").iterdir()):
+        vector = repe.extract(model, tokenizer, path)
+        print(vector, vector.save(location(shipped_folder(), fingerprint(model), vector.concept)), sep="\n  ")
 
 
 if __name__ == "__main__":
