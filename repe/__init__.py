@@ -12,6 +12,8 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repe.auditing import Audit as Audit
+    from repe.auditing import audit as audit
     from repe.capturing import capture as capture
     from repe.catalogue import concepts as concepts
     from repe.edits import loreft as loreft
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
     from repe.vector import ConceptVector as ConceptVector
 
 _HOMES = {
+    "Audit": "auditing",
     "ConceptVector": "vector",
     "ContrastPair": "pairs",
     "Gate": "gates",
     "Reading": "reading",
     "Steering": "steering",
+    "audit": "auditing",
     "capture": "capturing",
     "concepts": "catalogue",
     "detach": "steering",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,18 +13,17 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from repe import pairs as contrast
 from repe import readers
 from repe.blocks import find_stack
 from repe.capturing import capture
+from repe.catalogue import Pairs, concept_of
 from repe.fingerprint import digest, fingerprint
-from repe.pairs import ContrastPair
+from repe.pairs import ContrastPair, split
 from repe.readers.reader import Reader
 from repe.tracking import trackers_of
 from repe.vector import ConceptVector
 
 Floats = NDArray[np.float64]
-Pairs = str | os.PathLike[str] | contrast.Concept | Sequence[ContrastPair]
 
 NEARLY_EQUAL = 0.005  # of accuracy: blocks this near the best are told apart by their separation
 LATEST = 0.8  # of the depth: what is written later is hardly acted upon any more (Arditi et al., arXiv 2406.11717)
@@ -53,7 +51,7 @@ def extract(
 
     Args:
         model, tokenizer: neither is changed.
-        concept: the name of a concept that this model has pairs for, the path of a file of pairs, or the pairs.
+        concept: the name of a concept (see `repe.concepts`), the path of a file of pairs, or the pairs.
         name: what to call the concept, where the file or the pairs do not say it.
         reader: "mean", "pca", "probe", "lda", or an unfitted scikit-learn estimator with a linear direction.
         blocks: at which to fit; the vector recommends the best of them.
@@ -68,7 +66,7 @@ def extract(
         ValueError: the concept is not known, or there are too few pairs, or an empty or one-sided one; or the model is
             being steered.
         TypeError: what is given as pairs are none.
-        FileNotFoundError: the file of pairs is not there. `repe.pairs.load` says what such a file holds.
+        FileNotFoundError: the file of pairs is not there. `repe.concept_file.load` says what such a file holds.
 
     Sources: the mean difference of Rimsky et al. (arXiv 2312.06681), the principal direction of Zou et al. (arXiv
     2310.01405), the pattern of a probe of Haufe et al. (2014).
@@ -79,8 +77,8 @@ def extract(
             "something steers this model, and would be extracted with the concept: remove it first (`repe.detach`), "
             "extract, and steer again"
         )
-    known_as, pairs = _pairs_of(model, concept)
-    fit, held = contrast.split(pairs, held_out, seed)
+    source = concept_of(concept, model)
+    fit, held = split(source.pairs, held_out, seed)
     numbers = (0,) if site == "embedding" else found.indices(blocks)
     texts = [text for pair in (*fit, *held) for text in (pair.positive, pair.negative)]
     activations = capture(
@@ -91,7 +89,7 @@ def extract(
     columns = [_at_one_block(readers.make(reader), seen[:, i], unseen[:, i]) for i in range(len(numbers))]
     tensors = {k: torch.tensor(np.stack([c[k] for c in columns]), dtype=torch.float32) for k in columns[0]}
     return ConceptVector(
-        concept=name or known_as,
+        concept=name or source.name,
         blocks=numbers,
         recommended=(_best(numbers, found.n_blocks, tensors["accuracy"].tolist(), tensors["separation"].tolist()),),
         site=site,
@@ -103,7 +101,7 @@ def extract(
             "templates": sorted({p.template for p in fit}),
             "held_out_templates": sorted({p.template for p in held}),
             "model": _name_of(model),
-            "pairs_digest": digest_of(pairs),
+            "pairs_digest": digest_of(source.pairs),
             "fingerprint": fingerprint(model),
         },
         **tensors,
@@ -119,16 +117,6 @@ def _name_of(model: nn.Module) -> str:
     """What a model is called: its name on the hub, or the end of its folder, whose place is nobody's business."""
     path = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "")))
     return "/".join(path.parts[-2:]) or type(model).__name__
-
-
-def _pairs_of(model: nn.Module, concept: Pairs) -> tuple[str, Sequence[ContrastPair]]:
-    if isinstance(concept, str | os.PathLike):
-        from repe.catalogue import find
-
-        concept = contrast.load(find(concept, model))
-    if isinstance(concept, contrast.Concept):
-        return concept.name, concept.pairs
-    return "concept", list(concept)
 
 
 def _at_one_block(estimator: BaseEstimator, seen: Floats, unseen: Floats) -> dict[str, Floats]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from repe import pairs
 from repe.catalogue import SUFFIXES, find, has
+from repe.concept_file import load
 from repe.fingerprint import Fingerprint, agrees, digest, fingerprint
 from repe.vector import ConceptVector
 
@@ -21,8 +21,8 @@ def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: st
 
     It is looked for among the vectors shipped in the package, in the folders of the environment variable
     `REPE_VECTORS`, and in the user's cache (`REPE_CACHE`, else `~/.cache/repe`); never in the working directory. Where
-    none was made for these weights, or only of other pairs than the concept's file now has, it is extracted, with a
-    progress bar, and cached.
+    none was made for these weights, or only one, not in a folder of yours, of other pairs than the concept's file now
+    has, it is extracted, with a progress bar, and cached.
 
     Raises:
         ValueError: there is no vector, and either no such concept, or no tokenizer to extract it with; or a path is
@@ -97,19 +97,19 @@ def _pairs_digest(concept: str, model: nn.Module) -> str | None:
     """The digest of the pairs that the model has for a concept; None where it came without."""
     from repe.extraction import digest_of
 
-    return digest_of(pairs.load(find(concept, model)).pairs) if has(concept, model) else None
+    return digest_of(load(find(concept, model)).pairs) if has(concept, model) else None
 
 
 def _stored(concept: str, mine: Fingerprint, present: str | None) -> ConceptVector | None:
     """The first vector of that name for these weights, in whatever dtype they were loaded when it was made.
 
-    One that says it was made from other pairs than those that are `present` is passed over.
+    Of those that the library keeps itself, one made from other pairs than those that are `present` is passed over.
     """
-    for folder in _folders():
+    for folder, is_ours in _folders():
         for path in sorted((folder / str(mine["key"])).rglob("*.safetensors")):
             if path.stem == concept and (vector := _loaded(path, mine)) is not None:
-                is_of_present = present in (None, vector.provenance.get("pairs_digest", present))
-                if is_of_present and agrees(vector.provenance.get("fingerprint"), mine):
+                is_stale = is_ours and present not in (None, vector.provenance.get("pairs_digest", present))
+                if not is_stale and agrees(vector.provenance.get("fingerprint"), mine):
                     return vector
     return None
 
@@ -129,7 +129,8 @@ def _loaded(path: Path, mine: Fingerprint) -> ConceptVector | None:
         return None
 
 
-def _folders() -> Iterator[Path]:
-    yield shipped_folder()
-    yield from (Path(p) for p in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if p)
-    yield cache_folder()
+def _folders() -> Iterator[tuple[Path, bool]]:
+    """The folders of vectors, and whether the library keeps them itself."""
+    yield shipped_folder(), True
+    yield from ((Path(p), False) for p in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if p)
+    yield cache_folder(), True

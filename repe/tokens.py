@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repe.chats import encode_chat
+
 Text = str | Sequence[Mapping[str, str]]
 Scope = str | slice | Sequence[int] | Tensor
 
@@ -23,36 +25,15 @@ NAMED_SCOPES = ("all", "prompt", "generated", "answer")
 
 
 def encode(tokenizer: Any, text: Text) -> list[int]:
-    """The token ids of a text, or of a chat rendered by the tokenizer's own template.
-
-    A chat that ends with an assistant message is continued where that message ends; any other gets the prompt for the
-    next answer. The template writes its own special tokens, so none is added twice. The tokenizer is not changed.
+    """The token ids of a text, or of a chat as `repe.chats` renders it. The tokenizer is not changed.
 
     Raises:
-        ValueError: the text has no tokens, or the tokenizer has no chat template.
+        ValueError: the text has no tokens, or the tokenizer's template refuses the chat.
     """
-    ids = tokenizer(text)["input_ids"] if isinstance(text, str) else _encode_chat(tokenizer, text)
+    ids = tokenizer(text)["input_ids"] if isinstance(text, str) else encode_chat(tokenizer, text)
     if len(ids) == 0:
         raise ValueError(f"the text {text!r} has no tokens: give a text of at least one token")
     return list(ids)
-
-
-def _encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "got a chat, and this tokenizer has no chat template: give plain texts, or a tokenizer whose "
-            "`chat_template` is set"
-        )
-    if not messages:
-        raise ValueError("got a chat of no messages: give at least one")
-    is_prefix = messages[-1]["role"] == "assistant"
-    return tokenizer.apply_chat_template(
-        [dict(m) for m in messages],
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=not is_prefix,
-        continue_final_message=is_prefix,
-    )
 
 
 def pad(rows: Sequence[Sequence[int]], side: str = "right", device: Any = None) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repe.pairs import ContrastPair, check, load, split
+from repe.concept_file import load
+from repe.pairs import ContrastPair, check, split
 
 
 def crossed(templates: int, items: int) -> list[ContrastPair]:
@@ -263,13 +264,13 @@ ITEM = {"name": "i", "x": {"positive": "a", "negative": "b"}}
         (concept(templates=[{"name": "t", "text": " "}]), "template 't': positive is empty"),
         (concept(templates=[{"name": "t", "messages": ["x"]}]), "template 't': positive: a message has a 'role'"),
         (concept(templates=[{"name": "t", "text": "{x}", "heldout": True}]), "template 't': unknown 'heldout'"),
-        (concept(templates=[{"name": "t", "text": "{z}"}]), "template 't', item 'sky': .* asks for {z}, .* who, claim"),
-        (concept(templates=[{"name": "t", "text": "{name}"}]), "item 'sky': the template asks for {name}"),
-        (concept(templates=[{"name": "t", "text": "{who}"}]), "template 't', item 'sky': .* identical"),
+        (concept(templates=[{"name": "t", "text": "{z}"}]), "template 't', item 'sky' .line 1.: .* asks for {z}, .* who, claim"),
+        (concept(templates=[{"name": "t", "text": "{name}"}]), "item 'sky' .line 1.: the template asks for {name}"),
+        (concept(templates=[{"name": "t", "text": "{who}"}]), "template 't', item 'sky' .line 1.: .* identical"),
         (concept(templates=[{"name": "t", "text": "{claim}"}] * 2), "two templates are named 't'"),
         (
             concept(templates=[{"name": n, "text": "{claim}"} for n in "ab"]),
-            "template 'b', item 'sky': the same .* 'a'",
+            "template 'b', item 'sky' .*: the same .* 'a'",
         ),
         (concept(templates=[{"name": "t", "text": "{claim}", "held_out": "no"}]), "templates 't': 'held_out' must be"),
         (concept(templates=[{"name": "t", "text": "{claim}", "held_out": 0}]), "templates 't': 'held_out' must be"),
@@ -278,7 +279,7 @@ ITEM = {"name": "i", "x": {"positive": "a", "negative": "b"}}
             concept(items=[{"name": "i", "who": "A", "claim": {"positive": "x"}}]),
             "field 'claim': 'negative' is missing",
         ),
-        (concept(items=[{"name": "i", "who": 3, "claim": "x"}]), "item 'i': 'who' has a value of the wrong kind: 3"),
+        (concept(items=[{"name": "i", "who": 3, "claim": "x"}]), "item 'i' .line 1.: 'who' has a value of the wrong kind: 3"),
     ],
 )
 def test_a_wrong_concept_file_says_where(tmp_path, content, message):

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import accelerate
@@ -303,6 +304,17 @@ def test_a_broken_file_in_the_cache_is_named(model, cache):
     assert str(path) in str(raised.value)
 
 
+def test_a_vector_of_other_pairs_is_stale_in_the_cache_and_yours_in_your_folder(model, cache, tmp_path, monkeypatch):
+    other = made_for(model, 1)
+    other = replace(other, provenance={**other.provenance, "pairs_digest": "of other pairs"})
+    put(other, cache, model)
+    with pytest.raises(ValueError, match="pass tokenizer="):
+        store.resolve(model, NAME)
+    monkeypatch.setenv("REPE_VECTORS", str(tmp_path / "mine"))
+    put(other, tmp_path / "mine", model)
+    assert store.resolve(model, NAME).provenance["pairs_digest"] == "of other pairs"
+
+
 def test_the_working_directory_is_never_read(model, tmp_path, monkeypatch, extractions):
     elsewhere = tmp_path / "elsewhere"
     for folder in (elsewhere, elsewhere / "vectors", elsewhere / "cache"):
@@ -314,8 +326,8 @@ def test_the_working_directory_is_never_read(model, tmp_path, monkeypatch, extra
     assert store.resolve(model, NAME, zoo.tokenizer()).concept == NAME
     assert len(extractions) == 1
     nameless = zoo.build("llama")
-    assert catalogue.concepts(nameless) == {}
-    with pytest.raises(ValueError, match=r"no concept is called 'other' for this model\. It came with none; or give"):
+    assert catalogue.concepts(nameless) == catalogue.concepts()
+    with pytest.raises(ValueError, match=r"no concept is called 'other'\. There are \['confidence'.*\]; or give"):
         store.resolve(nameless, "other", zoo.tokenizer())
 
 
@@ -328,10 +340,11 @@ def test_without_a_tokenizer_nothing_is_extracted(model, home, extractions):
 
 def test_an_unknown_name_says_which_are_near(model):
     with pytest.raises(
-        ValueError, match=r"no concept is called 'polite' .* Did you mean 'politeness'\? There are \['pol"
+        ValueError,
+        match=r"no concept is called 'polite'\. Did you mean 'politeness' or 'formality'\? There are \[.*'poli",
     ):
         store.resolve(model, "polite", zoo.tokenizer())
-    with pytest.raises(ValueError, match=r"'xyz' for this model\. There are \['politeness'\]; or give contrast pairs"):
+    with pytest.raises(ValueError, match=r"no concept is called 'xyz'\. There are \[.*\]; or give contrast pairs"):
         store.resolve(model, "xyz")
 
 
@@ -397,10 +410,16 @@ def test_a_vector_of_these_weights_or_of_nobody_says_is_quiet(home, model):
 # the catalogue
 
 
-def test_concepts_are_the_files_beside_the_weights(home, model):
+def test_files_beside_the_weights_join_the_library_and_come_first(home, model):
     write_pairs(home / "concepts" / "kindness.jsonl")
+    write_pairs(home / "concepts" / "honesty.jsonl")
     (home / "concepts" / "notes.txt").write_text("not pairs")
-    assert catalogue.concepts(model) == {"kindness": "", NAME: ""}
+    library = catalogue.concepts()
+    assert "honesty" in library
+    assert catalogue.concepts(model) == library | {"honesty": "", "kindness": "", NAME: ""}
+    assert list(catalogue.concepts(model)) == sorted(catalogue.concepts(model))
+    assert catalogue.find("honesty", model) == home / "concepts" / "honesty.jsonl"
+    assert catalogue.find("fairness", model) == catalogue.LIBRARY / "concepts" / "fairness.json"
     assert catalogue.concepts(Wrapper(model)) == catalogue.concepts(model)
     assert catalogue.find(NAME, model) == home / "concepts" / f"{NAME}.jsonl"
 
@@ -409,7 +428,7 @@ def test_a_name_on_the_hub_is_no_folder_of_the_working_directory(model, tmp_path
     write_pairs(tmp_path / "gpt2" / "concepts" / "planted.jsonl")
     monkeypatch.chdir(tmp_path)
     model.config._name_or_path = "gpt2"
-    assert catalogue.concepts(model) == {}
+    assert catalogue.concepts(model) == catalogue.concepts()
 
 
 def test_a_path_is_found_as_it_is(model, tmp_path):
@@ -417,7 +436,7 @@ def test_a_path_is_found_as_it_is(model, tmp_path):
     assert catalogue.find("some/x.csv") == Path("some/x.csv")
 
 
-def test_without_a_model_the_concepts_are_those_of_the_testbed():
+def test_without_a_model_the_concepts_are_those_of_the_library():
     described = catalogue.concepts()
     assert "honesty" in described
     assert all(described.values())

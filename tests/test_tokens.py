@@ -90,16 +90,6 @@ def test_a_text_of_no_tokens_is_refused():
         encode(tokenizer, "")
 
 
-def test_a_chat_of_no_messages_is_refused():
-    with pytest.raises(ValueError, match="got a chat of no messages"):
-        encode(zoo.tokenizer(), [])
-
-
-def test_a_chat_needs_a_template():
-    with pytest.raises(ValueError, match="got a chat, and this tokenizer has no chat template: give plain texts"):
-        encode(zoo.tokenizer(chat=False), CHAT)
-
-
 def test_every_token_is_read_as_it_stands():
     tokenizer = zoo.tokenizer()
     assert strings(tokenizer, encode(tokenizer, "a b")) == ("<bos>", "a", " ", "b")
