@@ -24,6 +24,12 @@ TELLING = 0.35  # difference of a word's shares in the two poles, above which on
 WORDING = 0.9  # share of held-out pairs that single words order rightly, above which they may be all that is found
 SHOWN = 8
 
+# Scripts without spaces (Thai to Khmer, kana, Chinese) and emoji: every character counts as a word.
+ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2600-\u27bf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+ALONE += "\U0001f000-\U0001faff\U00020000-\U0003ffff"
+WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+")
+WORD_OR_SIGN = re.compile(rf"{WORD.pattern}|[^\w\s]")
+
 Words = Sequence[Any]
 
 
@@ -37,10 +43,13 @@ class Audit:
         lengths: the mean length of the positive and of the negative poles.
         uneven: pairs, by number, of which one pole is more than half as long again as the other.
         telling: the words that give a pole away most: (word, its share of positives, its share of negatives).
-        wording: the share of held-out pairs that a bag of words, fitted to the others, orders rightly; .5 is chance.
+        wording: the share of held-out pairs that a bag of words, fitted to the others, orders rightly; .5 is chance,
+            and far below it the words tell as much, the other way round.
         endings: the share of pairs whose poles end in different tokens (words), where activations are read.
         repeated: pairs, by number, that are the same as an earlier one.
         contradicted: pairs, by number, with a text that is positive in one and negative in another.
+        seen_items, seen_templates: the names of those that pairs to fit on and pairs held out share, where the pairs
+            say themselves which are held out.
         advice: what to do, a sentence each; none if nothing is wrong.
     """
 
@@ -56,6 +65,8 @@ class Audit:
     endings: float
     repeated: tuple[int, ...]
     contradicted: tuple[int, ...]
+    seen_items: tuple[str, ...] = ()
+    seen_templates: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -67,7 +78,7 @@ class Audit:
             f"contradicted: {len(self.contradicted)}",
             f"  pairs that end in different {self.unit}: {self.endings:.0%}",
             f"  held-out pairs that a bag of words orders rightly: {self.wording:.0%} (chance: 50%)",
-            f"  words that tell most, in positives / in negatives: {told}",
+            f"  words that tell most, in positives / in negatives: {told or 'none'}",
         ]
         return "\n".join([*lines, *(f"  -> {sentence}" for sentence in self.advice or ("nothing to mend",))])
 
@@ -77,18 +88,23 @@ class Audit:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def audit(pairs: Pairs, tokenizer: Any = None, *, held_out: float = 0.25, seed: int = 0) -> Audit:
-    """Looks for what a direction could be instead of the concept. No model is needed.
+def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: float = 0.25, seed: int = 0) -> Audit:
+    """Looks for what a direction could be instead of the concept. Nothing is run.
 
     Args:
         pairs: contrast pairs, the path of a file of them, or the name of a concept.
         tokenizer: counts lengths and compares endings in its tokens, chats as its template renders them; words without.
+        model: the one whose own concept a name means first; without, a name means the library's.
         held_out, seed: as in `repe.extract`.
 
     Raises:
-        ValueError: there are no pairs, or too few to hold some out.
+        ValueError: there are no pairs, or too few to hold some out; or the concept is not known.
+        TypeError: what is given as pairs, or as a tokenizer, is none.
+        FileNotFoundError: the file of pairs is not there.
     """
-    concept = concept_of(pairs)
+    if tokenizer is not None and not callable(tokenizer):
+        raise TypeError(f"got {tokenizer!r:.60} for a tokenizer: expected one as `repe.load` returns, or None")
+    concept = concept_of(pairs, model)
     check(concept.pairs)
     fit, held = split(concept.pairs, held_out, seed)
     cut: Callable[[Text], Words] = _words if tokenizer is None else lambda text: encode(tokenizer, text)
@@ -107,6 +123,8 @@ def audit(pairs: Pairs, tokenizer: Any = None, *, held_out: float = 0.25, seed: 
         endings=float(np.mean([p[-1] != n[-1] for p, n in zip(positives, negatives, strict=True)])),
         repeated=_repeated(concept.pairs),
         contradicted=_contradicted(concept.pairs),
+        seen_items=_seen(fit, held, "item"),
+        seen_templates=_seen(fit, held, "template"),
     )
     return replace(found, advice=tuple(_advice(found, concept.wording)))
 
@@ -115,13 +133,31 @@ def _advice(a: Audit, reason: str) -> list[str]:
     """What is wrong, in the order in which it is best mended."""
     positive, negative = a.lengths
     loud = [word for word, p, n in a.telling if abs(p - n) > TELLING]
+    endings = round(a.endings * a.pairs)
     rules: list[tuple[Any, str]] = [
-        (a.repeated, f"{len(a.repeated)} pairs stand there twice and count double: leave them out"),
+        (
+            a.repeated,
+            f"{_many(len(a.repeated), 'pair stands', 'pairs stand')} there twice, at double weight: leave one out",
+        ),
         (
             a.contradicted,
-            f"{len(a.contradicted)} pairs have a text that stands at the other pole elsewhere: decide which it is",
+            f"{_many(len(a.contradicted), 'pair has', 'pairs have')} a text that stands at the other pole elsewhere: "
+            "decide which it is",
         ),
-        (a.fit < FEW, f"only {a.fit} pairs to fit on: {FEW} or more make a direction that is not mostly noise"),
+        (
+            a.seen_items,
+            f"{_many(len(a.seen_items), 'item stands', 'items stand')} on both sides of the split: the accuracy is "
+            "partly of texts seen",
+        ),
+        (
+            a.seen_templates,
+            f"{_many(len(a.seen_templates), 'template stands', 'templates stand')} on both sides of the split: the "
+            "accuracy is partly of texts seen",
+        ),
+        (
+            a.fit < FEW,
+            f"only {_many(a.fit, 'pair')} to fit on: {FEW} or more make a direction that is not mostly noise",
+        ),
         (
             abs(log(positive / negative)) > log(1 + BALANCE),
             f"the poles differ in length, {positive:.1f} against {negative:.1f} {a.unit}, and the direction may be "
@@ -129,38 +165,50 @@ def _advice(a: Audit, reason: str) -> list[str]:
         ),
         (
             a.uneven,
-            f"{len(a.uneven)} pairs have one pole more than half as long again as the other, such as pair "
-            f"{min(a.uneven, default=0)}: even them out",
+            f"{_many(len(a.uneven), 'pair has', 'pairs have')} one pole more than half as long again as the other, "
+            f"such as pair {min(a.uneven, default=0)}: even them out",
         ),
         (
-            a.endings > 0,
-            f"{a.endings:.0%} of the pairs end in different {a.unit}, and activations are read at the last: give both "
-            "poles the same ending, or chats that end with the user",
+            endings,
+            f"{endings} of {_many(a.pairs, 'pair')} ({a.endings:.0%}) {'ends' if endings == 1 else 'end'} "
+            f"in different {a.unit}, and activations are read at the last: give both poles the same ending, or chats "
+            "that end with the user",
         ),
         (loud, f"single words give the poles away ({', '.join(loud)}): say it in other words too"),
-        (
-            a.wording > WORDING,
-            f"a bag of words orders {a.wording:.0%} of the held-out pairs rightly, so the direction may be the "
-            "wording: hold out templates and items that share no telling words with the rest"
-            + (f" (the file says: {reason})" if reason else ""),
-        ),
+        (abs(a.wording - 0.5) > WORDING - 0.5, _wording_advice(a.wording, reason)),
     ]
     return [sentence for applies, sentence in rules if applies]
 
 
+def _wording_advice(wording: float, reason: str) -> str:
+    turned = "" if wording > 0.5 else " (the words point the other way there, which tells as much)"
+    quoted = f" (the file says: {reason})" if reason else ""
+    return (
+        f"a bag of words orders {wording:.0%} of the held-out pairs rightly{turned}, so the direction may be the "
+        f"wording: hold out templates and items that share no telling words with the rest{quoted}"
+    )
+
+
+def _many(count: int, one: str, more: str = "") -> str:
+    return f"{count} {one if count == 1 else more or one + 's'}"
+
+
 def _telling(pairs: Sequence[ContrastPair]) -> tuple[tuple[str, float, float], ...]:
-    """The words whose shares in the two poles differ most."""
+    """The words whose shares in the two poles differ, those first that differ most."""
     positives, negatives = (
-        Counter(word for pair in pairs for word in {w.lower() for w in _words(getattr(pair, pole)) if w[0].isalnum()})
+        Counter(word for pair in pairs for word in {w.lower() for w in _words(getattr(pair, pole)) if WORD.match(w)})
         for pole in ("positive", "negative")
     )
-    words = sorted(positives | negatives, key=lambda w: (-abs(positives[w] - negatives[w]), w))
+    unequal = [word for word in positives | negatives if positives[word] != negatives[word]]
+    words = sorted(unequal, key=lambda w: (-abs(positives[w] - negatives[w]), w))
     return tuple((w, positives[w] / len(pairs), negatives[w] / len(pairs)) for w in words[:SHOWN])
 
 
 def _wording(fit: Sequence[ContrastPair], held: Sequence[ContrastPair]) -> float:
     """The share of held-out pairs that logistic regression on single words orders rightly; ties count half."""
-    counter = CountVectorizer(binary=True, token_pattern=r"\w+")
+    if not any(WORD.search(_flat(text)) for pair in fit for text in (pair.positive, pair.negative)):
+        return 0.5
+    counter = CountVectorizer(binary=True, token_pattern=WORD.pattern)
     seen = counter.fit_transform([_flat(text) for pair in fit for text in (pair.positive, pair.negative)])
     model = LogisticRegression(max_iter=10_000).fit(seen, np.tile([1, 0], len(fit)))
     scores = model.decision_function(
@@ -181,6 +229,13 @@ def _contradicted(pairs: Sequence[ContrastPair]) -> tuple[int, ...]:
     return _where(_flat(pair.positive) in negatives or _flat(pair.negative) in positives for pair in pairs)
 
 
+def _seen(fit: Sequence[ContrastPair], held: Sequence[ContrastPair], part: str) -> tuple[str, ...]:
+    """The templates (or items) on both sides of a split that the pairs decide, unless there is but one."""
+    sides = [{getattr(pair, part) for pair in side} for side in (fit, held)]
+    decided = any(pair.held_out is not None for pair in fit)
+    return tuple(sorted((sides[0] & sides[1]) - {""})) if decided and len(sides[0] | sides[1]) > 1 else ()
+
+
 def _where(truths: Iterable[Any]) -> tuple[int, ...]:
     return tuple(i for i, truth in enumerate(truths) if truth)
 
@@ -193,6 +248,6 @@ def _flat(text: Text) -> str:
 def _words(text: Text) -> Words:
     """Words and signs; of a chat that waits for an answer the last is the one who is to give it."""
     if isinstance(text, str):
-        return re.findall(r"\w+|[^\w\s]", text)
-    waits = ["assistant"] if text[-1]["role"] != "assistant" else []
-    return [word for message in text for word in re.findall(r"\w+|[^\w\s]", message["content"])] + waits
+        return WORD_OR_SIGN.findall(text)
+    waits = text[-1]["role"] != "assistant" or not text[-1]["content"].strip()
+    return [word for m in text for word in WORD_OR_SIGN.findall(m["content"])] + ["assistant"] * waits

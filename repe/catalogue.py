@@ -1,29 +1,31 @@
 """Concepts by name: the files of pairs, and of items to measure on, that there are for a model, and where.
 
 A model's own folder comes first, then the library inside the package. Both are laid out alike: `concepts/NAME.json`
-(or `.jsonl`, `.csv`) holds a concept's pairs, `tasks/NAME.jsonl` the items that its behaviour is measured on.
+(or `.jsonl`, `.csv`) holds a concept's pairs, `tasks/NAME.jsonl` (or `.csv`) the items that its behaviour is measured
+on.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repe.concept_file import Concept, load
+from repe.concept_file import Concept, head, load
 from repe.pairs import ContrastPair
 
 LIBRARY = Path(__file__).parent / "library"
 SUFFIXES = (".json", ".jsonl", ".csv")
+SUFFIXES_OF = {"concepts": SUFFIXES, "tasks": (".jsonl", ".csv")}
 
 Pairs = str | os.PathLike[str] | Concept | Sequence[ContrastPair]
 
 
 def concepts(model: Any = None) -> dict[str, str]:
     """The concepts that can be named, with what each is: the library's, and those that came with the model."""
-    return {name: load(path).description for name, path in sorted(_files(model, "concepts").items())}
+    return {name: _description(path) for name, path in sorted(_files(model, "concepts").items())}
 
 
 def find(concept: str | os.PathLike[str], model: Any = None) -> Path:
@@ -32,30 +34,48 @@ def find(concept: str | os.PathLike[str], model: Any = None) -> Path:
     Raises:
         ValueError: there is none; the text says which names are near.
     """
-    return _find(concept, model, "concepts", "concept", "contrast pairs")
+    return Path(concept) if _is_path(concept) else _find(str(concept), model, "concepts", "contrast pairs")
 
 
 def find_task(task: str | os.PathLike[str], model: Any = None) -> Path:
     """The file of a task's items: the path itself, or the file of that name for this model.
 
     Raises:
-        ValueError: there is none; the text says which names are near.
+        ValueError: there is none, and the text says which names are near; or it is the path of another kind of file.
     """
-    return _find(task, model, "tasks", "task", "items")
+    if not _is_path(task):
+        return _find(str(task), model, "tasks", "items")
+    if Path(task).suffix not in SUFFIXES_OF["tasks"]:
+        raise ValueError(f"{task}: items are read from a file that ends in {', '.join(SUFFIXES_OF['tasks'])}")
+    return Path(task)
 
 
 def concept_of(pairs: Pairs, model: Any = None) -> Concept:
     """A concept, from its name, from the path of its file, or from its bare pairs.
 
     Raises:
-        ValueError: it is not known, or its file is malformed.
+        ValueError: it is not known, or its file is malformed, or called otherwise than the concept in it.
+        TypeError: it is none of these.
         FileNotFoundError: there is no such file.
     """
     if isinstance(pairs, Concept):
         return pairs
     if isinstance(pairs, str | os.PathLike):
-        return load(find(pairs, model))
+        path = find(pairs, model)
+        return load(path) if _is_path(pairs) else named(path)
+    if isinstance(pairs, ContrastPair | Mapping) or not isinstance(pairs, Iterable):
+        raise TypeError(
+            f"got a {type(pairs).__name__}: expected the name of a concept, the path of a file of pairs, or a list of "
+            "ContrastPair(positive, negative)"
+        )
     return Concept("concept", description="", poles={}, sources=(), pairs=tuple(pairs))
+
+
+def named(path: Path) -> Concept:
+    """The concept of a file that is found by its name. Raises ValueError if the file calls it by another."""
+    concept = load(path)
+    _check_name(concept.name, path)
+    return concept
 
 
 def has(concept: str, model: Any = None) -> bool:
@@ -63,24 +83,40 @@ def has(concept: str, model: Any = None) -> bool:
     return concept in _files(model, "concepts")
 
 
-def _find(name: str | os.PathLike[str], model: Any, folder: str, kind: str, content: str) -> Path:
-    if Path(name).suffix in SUFFIXES:
-        return Path(name)
+def _description(path: Path) -> str:
+    name, description = head(path)
+    _check_name(name, path)
+    return description
+
+
+def _check_name(name: str, path: Path) -> None:
+    if name != path.stem:
+        raise ValueError(
+            f"{path}: the concept in it is {name!r}, and the file's name says {path.stem!r}: make them one"
+        )
+
+
+def _is_path(name: str | os.PathLike[str]) -> bool:
+    return isinstance(name, os.PathLike) or Path(name).name != name or Path(name).suffix in SUFFIXES
+
+
+def _find(name: str, model: Any, folder: str, content: str) -> Path:
     files = _files(model, folder)
-    if str(name) not in files:
-        near = difflib.get_close_matches(str(name), files, n=3, cutoff=0.5)
+    if name not in files:
+        near = difflib.get_close_matches(name, files, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(
-            f"no {kind} is called {str(name)!r}.{hint} There are {sorted(files)}; or give {content}, or the path of a "
-            "file of them"
+            f"no {folder.removesuffix('s')} is called {name!r}.{hint} There are {sorted(files)}; or give {content}, or "
+            "the path of a file of them"
         )
-    return files[str(name)]
+    return files[name]
 
 
 def _files(model: Any, folder: str) -> dict[str, Path]:
     """Files of a folder beside the model's weights and, where it has none of a name, of the library."""
     homes = [LIBRARY] + [home for home in [_home(model)] if home is not None]
-    return {p.stem: p for home in homes for p in sorted((home / folder).glob("*")) if p.suffix in SUFFIXES}
+    found = (path for home in homes for path in sorted((home / folder).glob("*")))
+    return {path.stem: path for path in found if path.suffix in SUFFIXES_OF[folder]}
 
 
 def _home(model: Any) -> Path | None:

@@ -10,13 +10,16 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from repe.pairs import POLES, ContrastPair, Text, check_pair, check_text, either, leaks
 
+BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}|[{}]")  # a literal brace, a field, or a brace too many
 KEYS = ("concept", "description", "poles", "prompts", "wording", "sources", "templates", "items")
 
 
@@ -48,21 +51,42 @@ def load(source: str | os.PathLike[str]) -> Concept:
     A concept file has `concept`, `templates` and `items`, and may have the rest of what a `Concept` has. A template
     has a `name` and either `text` or `messages` for both poles, or a text or messages for each of `positive` and
     `negative`. An item has a `name`, and fields: a text, or one for each pole. Every item goes into every template, in
-    place of `{field}`. Templates and items may say whether they are `held_out`; pairs of one that is with one that is
-    not would leak, and are left out.
+    place of `{field}`; a literal brace is written `{{` or `}}`. Templates and items may say whether they are
+    `held_out`; pairs of one that is with one that is not would leak, and are left out.
 
     Lines and rows have `positive` and `negative`, and may have `template`, `item` and `held_out`. Their concept has
-    the file's name.
+    the file's name. A file that has not changed is read once: take what comes back as frozen.
 
     Raises:
-        ValueError: something is missing, malformed or double; it names the file and the line, template or item.
+        ValueError: something is missing, unknown, malformed or double; it names the file and the line, or the entry.
         FileNotFoundError: there is no such file.
     """
     path = Path(source)
-    readers: dict[str, Callable[[Path], Concept]] = {".json": _from_json, ".jsonl": _from_jsonl, ".csv": _from_csv}
-    if path.suffix not in readers:
-        raise ValueError(f"{path}: a concept is read from a file that ends in {', '.join(readers)}")
-    return readers[path.suffix](path)
+    if path.suffix not in READERS:
+        raise ValueError(f"{path}: a concept is read from a file that ends in {', '.join(READERS)}")
+    return _loaded(path, stamp(path))
+
+
+def head(path: Path) -> tuple[str, str]:
+    """The name and the description of the concept in a file, without its pairs. Raises as `load` does."""
+    if path.suffix != ".json":
+        return path.stem, ""
+    content = _mapping(_parse(_read(path), str(path)), str(path))
+    return _get(content, "concept", str, str(path)), _get({"description": "", **content}, "description", str, str(path))
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes with a file. Raises FileNotFoundError if it is not there, and ValueError if it is a folder."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: a concept is read from a file")
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=64)
+def _loaded(path: Path, stamp: tuple[int, ...]) -> Concept:
+    """The concept of a file, which is as it was when it was stamped."""
+    return READERS[path.suffix](path)
 
 
 def _check_file(located: Iterable[tuple[str, ContrastPair]], path: Path) -> tuple[ContrastPair, ...]:
@@ -98,10 +122,15 @@ def _from_json(path: Path) -> Concept:
     text = _read(path)
     content = _mapping(_parse(text, str(path)), str(path))
     _refuse_unknown(content, set(KEYS), str(path))
-    for key, kind in (("description", str), ("wording", str), ("sources", list)):
+    _check_sources(content.get("sources", []), path)
+    for key, kind in (("description", str), ("wording", str)):
         _get({key: kind(), **content}, key, kind, str(path))
-    poles = _mapping(content.get("poles", {pole: pole for pole in POLES}), f"{path}: poles")
-    prompts = _mapping(content.get("prompts", {}), f"{path}: prompts")
+    poles, prompts = (
+        _mapping(content.get(key, default), f"{path}: {key}")
+        for key, default in (("poles", {pole: pole for pole in POLES}), ("prompts", {}))
+    )
+    _refuse_unknown(poles, set(POLES), f"{path}: poles")
+    _refuse_unknown(prompts, set(POLES), f"{path}: prompts")
     return Concept(
         name=_get(content, "concept", str, str(path)),
         description=content.get("description", ""),
@@ -113,12 +142,17 @@ def _from_json(path: Path) -> Concept:
     )
 
 
+def _check_sources(sources: Any, path: Path) -> None:
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+        raise ValueError(f"{path}: 'sources' must be a list of texts, and is {sources!r:.60}")
+
+
 def _cross(content: Mapping[str, Any], text: str, path: Path) -> Iterator[tuple[str, ContrastPair]]:
     """Every template with every item, but for those that would leak, and the place of each."""
     templates, items = (_entries(content, kind, text, path) for kind in ("templates", "items"))
-    for template in templates:
-        place = f"{path}, line {template.line}: template {template.name!r}"
-        poles = _poles(template.content, place)
+    places = [f"{path}, line {template.line}: template {template.name!r}" for template in templates]
+    unfilled = [_poles(template.content, place) for template, place in zip(templates, places, strict=True)]
+    for template, place, poles in zip(templates, places, unfilled, strict=True):
         for item in items:
             if leaks(template.held_out, item.held_out):
                 continue
@@ -126,12 +160,23 @@ def _cross(content: Mapping[str, Any], text: str, path: Path) -> Iterator[tuple[
             positive, negative = (_fill(poles[pole], item.content, pole, where) for pole in POLES)
             held_out = either(template.held_out, item.held_out)
             yield where, ContrastPair(positive, negative, template.name, item.name, held_out)
+    if templates:
+        _check_asked(items, {name for poles in unfilled for text in poles.values() for name in _fields(text)}, path)
+
+
+def _check_asked(items: Iterable[Entry], asked: set[str], path: Path) -> None:
+    for item in items:
+        if extra := sorted(set(item.content) - {"name", "held_out"} - asked):
+            raise ValueError(
+                f"{path}, line {item.line}: item {item.name!r} has {', '.join(map(repr, extra))}, which no template "
+                "asks for"
+            )
 
 
 def _entries(content: Mapping[str, Any], kind: str, text: str, path: Path) -> list[Entry]:
     """The templates (or items), each with whether it is held out: None for all of them where no one says so."""
     entries = _get(content, kind, list, str(path))
-    decided = any(isinstance(entry, Mapping) and "held_out" in entry for entry in entries)
+    decided = any(isinstance(entry, Mapping) and entry.get("held_out") is not None for entry in entries)
     found: dict[str, Entry] = {}
     for index, (entry, line) in enumerate(zip(entries, _lines(text, kind), strict=True)):
         place = f"{path}, line {line}: {kind}"
@@ -178,13 +223,35 @@ def _poles(template: Mapping[str, Any], where: str) -> dict[str, Any]:
     poles = {pole: template[shared[0] if shared else pole] for pole in POLES}
     for pole, text in poles.items():
         check_text(text, f"{where}: {pole}")
+        _check_messages(text, f"{where}: {pole}")
+        _check_braces(text, f"{where}: {pole}")
     return poles
+
+
+def _contents(text: Any) -> list[str]:
+    return [text] if isinstance(text, str) else [message["content"] for message in text]
+
+
+def _fields(text: Any) -> set[str]:
+    """The fields that a text, or a message of several, asks for."""
+    return {found[1] for content in _contents(text) for found in BRACES.finditer(content) if found[1]}
+
+
+def _check_braces(text: Any, where: str) -> None:
+    for content in _contents(text):
+        for found in BRACES.finditer(content):
+            if found[0] in ("{", "}"):
+                near = content[max(0, found.start() - 20) : found.start() + 20]
+                raise ValueError(
+                    f"{where}: the {found[0]!r} in {near!r} belongs to no {{field}}: write a literal brace twice, "
+                    f"{2 * found[0]!r}"
+                )
 
 
 def _fill(text: Any, item: Mapping[str, Any], pole: str, where: str) -> Text:
     if not isinstance(text, str):
         return tuple({**message, "content": str(_fill(message["content"], item, pole, where))} for message in text)
-    return re.sub(r"\{([A-Za-z_]\w*)\}", lambda field: _value(item, field[1], pole, where), text)
+    return BRACES.sub(lambda found: _value(item, found[1], pole, where) if found[1] else found[0][0], text)
 
 
 def _value(item: Mapping[str, Any], name: str, pole: str, where: str) -> str:
@@ -195,6 +262,7 @@ def _value(item: Mapping[str, Any], name: str, pole: str, where: str) -> str:
         )
     value = fields[name]
     if isinstance(value, Mapping):
+        _refuse_unknown(value, set(POLES), f"{where}: field {name!r}")
         return _get(value, pole, str, f"{where}: field {name!r}")
     return _get(fields, name, str, where)
 
@@ -239,9 +307,12 @@ def _rows(path: Path) -> Iterator[tuple[str, ContrastPair]]:
 def _pair(row: Mapping[str, Any], where: str) -> ContrastPair:
     _refuse_unknown(row, {*POLES, "template", "item", "held_out"}, where)
     for pole in POLES:
-        _get(row, pole, (str, list), where)
+        _check_messages(_get(row, pole, (str, list), where), f"{where}: {pole}")
     names = {key: _get(row, key, str, where) for key in ("template", "item") if row.get(key) is not None}
     return ContrastPair(row["positive"], row["negative"], **names, held_out=_flag(row, where))
+
+
+READERS: dict[str, Callable[[Path], Concept]] = {".json": _from_json, ".jsonl": _from_jsonl, ".csv": _from_csv}
 
 
 # Reading what others wrote
@@ -255,10 +326,22 @@ def _read(path: Path) -> str:
 
 
 def _parse(text: str, where: str) -> Any:
+    def once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+        if twice := [key for key, count in Counter(key for key, _ in entries).items() if count > 1]:
+            raise ValueError(f"{where}: the key {twice[0]!r} stands twice in one object: {dict(entries)!s:.80}")
+        return dict(entries)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
+
+
+def _check_messages(text: Any, where: str) -> None:
+    """Raises ValueError for a message with more than what a file's message has. `check_text` says what it must have."""
+    for message in text if isinstance(text, list) else ():
+        if isinstance(message, Mapping):
+            _refuse_unknown(message, {"role", "content"}, f"{where}: a message")
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

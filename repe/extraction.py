@@ -17,6 +17,7 @@ from repe import readers
 from repe.blocks import find_stack
 from repe.capturing import capture
 from repe.catalogue import Pairs, concept_of
+from repe.chats import VERSION
 from repe.fingerprint import digest, fingerprint
 from repe.pairs import ContrastPair, split
 from repe.readers.reader import Reader
@@ -47,7 +48,8 @@ def extract(
 ) -> ConceptVector:
     """A concept's directions in a model, from the last token of contrast pairs.
 
-    The reader is fitted to some pairs and judged on others that share neither template nor item with them.
+    The reader is fitted to some pairs and judged on others. Where the pairs do not say which, those held out share
+    neither template nor item with the rest; where they do, it is as they say (`repe.audit` tells what is shared).
 
     Args:
         model, tokenizer: neither is changed.
@@ -56,7 +58,7 @@ def extract(
         reader: "mean", "pca", "probe", "lda", or an unfitted scikit-learn estimator with a linear direction.
         blocks: at which to fit; the vector recommends the best of them.
         site, stack, blocks_at: where in the model, as in `repe.steer`.
-        held_out, seed: the share of templates and items held out, where the pairs do not say, and its seed.
+        held_out, seed: the share of templates and items held out, and its seed, where the pairs do not say.
         batch_size, progress: as in `repe.capture`.
 
     Returns:
@@ -100,8 +102,9 @@ def extract(
             "held_out_pairs": len(held),
             "templates": sorted({p.template for p in fit}),
             "held_out_templates": sorted({p.template for p in held}),
-            "model": _name_of(model),
+            "model": name_of(model),
             "pairs_digest": digest_of(source.pairs),
+            "rendering": rendering_of(tokenizer),
             "fingerprint": fingerprint(model),
         },
         **tensors,
@@ -113,7 +116,12 @@ def digest_of(pairs: Sequence[ContrastPair]) -> str:
     return digest({"pairs": [asdict(pair) for pair in pairs]})
 
 
-def _name_of(model: nn.Module) -> str:
+def rendering_of(tokenizer: Any) -> str:
+    """A few digits that change with how chats become tokens: with the template, and with what renders it."""
+    return digest({"version": VERSION, "template": str(getattr(tokenizer, "chat_template", None) or "")})
+
+
+def name_of(model: nn.Module) -> str:
     """What a model is called: its name on the hub, or the end of its folder, whose place is nobody's business."""
     path = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "")))
     return "/".join(path.parts[-2:]) or type(model).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,11 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
         options: for `model.generate`, such as `max_new_tokens`.
 
     Raises:
-        ValueError: no texts, a text of no tokens, or a chat for a tokenizer without a chat template.
+        ValueError: there are no texts, or one chat instead of a list; a text has no tokens; or something is no chat, or
+            one that the tokenizer's template refuses.
     """
+    if isinstance(texts, Mapping) or (isinstance(texts, Sequence) and any(isinstance(t, Mapping) for t in texts)):
+        raise ValueError("got one chat: put it in a list")
     if isinstance(texts, str) or not texts:
         raise ValueError(f"expected a list of at least one text, got {texts!r}")
     batch = pad([encode(tokenizer, text) for text in texts], side="left", device=model.device)

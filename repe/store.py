@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from repe.catalogue import SUFFIXES, find, has
-from repe.concept_file import load
+from repe.catalogue import SUFFIXES, find, has, named
+from repe.concept_file import stamp
 from repe.fingerprint import Fingerprint, agrees, digest, fingerprint
 from repe.vector import ConceptVector
 
@@ -22,7 +23,7 @@ def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: st
     It is looked for among the vectors shipped in the package, in the folders of the environment variable
     `REPE_VECTORS`, and in the user's cache (`REPE_CACHE`, else `~/.cache/repe`); never in the working directory. Where
     none was made for these weights, or only one, not in a folder of yours, of other pairs than the concept's file now
-    has, it is extracted, with a progress bar, and cached.
+    has, or of chats that this tokenizer writes otherwise, it is extracted, with a progress bar, and cached.
 
     Raises:
         ValueError: there is no vector, and either no such concept, or no tokenizer to extract it with; or a path is
@@ -33,18 +34,22 @@ def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: st
             f"{concept!r} is the path of a file, and not the name of a concept: give the vector that `repe.extract` "
             "returns for it"
         )
+    from repe.extraction import extract
+
     mine = fingerprint(model)
-    present = _pairs_digest(concept, model)
-    if (stored := _stored(concept, mine, present)) is not None:
-        return stored
+    present = _present(concept, model, tokenizer)
+    stale = 0
+    for vector, is_ours in _stored(concept, mine):
+        if not (is_ours and _is_stale(vector, present)):
+            return vector
+        stale += 1
     path = find(concept, model)
     if tokenizer is None:
         raise ValueError(
-            f"no vector of {concept!r} is stored for this model: pass tokenizer= to extract it once from {path}, or "
-            "give a vector that `repe.extract` returned"
+            f"no vector of {concept!r} is stored for this model"
+            + (", except one of other pairs than the concept's file now has" if stale else "")
+            + f": pass tokenizer= to extract it once from {path}, or give a vector that `repe.extract` returned"
         )
-    from repe.extraction import extract
-
     vector = extract(model, tokenizer, path, blocks_at=blocks_at, progress=True)
     _cache(vector, location(cache_folder(), mine, concept))
     return vector
@@ -93,25 +98,43 @@ def shipped_folder() -> Path:
     return package / "vectors" if (package / "vectors").is_dir() else package.parent / "vectors"
 
 
-def _pairs_digest(concept: str, model: nn.Module) -> str | None:
-    """The digest of the pairs that the model has for a concept; None where it came without."""
+def _present(concept: str, model: nn.Module, tokenizer: Any) -> dict[str, str]:
+    """What a vector's provenance says if it is up to date, as far as that can be known.
+
+    The pairs are unknown where the model came without a file of them, and the rendering where there is no tokenizer.
+    """
+    from repe.extraction import rendering_of
+
+    present = {} if tokenizer is None else {"rendering": rendering_of(tokenizer)}
+    if has(concept, model):
+        path = find(concept, model)
+        present["pairs_digest"] = _pairs_digest(path, stamp(path))
+    return present
+
+
+@lru_cache(maxsize=64)
+def _pairs_digest(path: Path, stamp: tuple[int, ...]) -> str:
+    """The digest of the pairs in a file, which is as it was when it was stamped."""
     from repe.extraction import digest_of
 
-    return digest_of(load(find(concept, model)).pairs) if has(concept, model) else None
+    return digest_of(named(path).pairs)
 
 
-def _stored(concept: str, mine: Fingerprint, present: str | None) -> ConceptVector | None:
-    """The first vector of that name for these weights, in whatever dtype they were loaded when it was made.
+def _is_stale(vector: ConceptVector, present: Mapping[str, str]) -> bool:
+    """Whether a vector was made from other pairs, or of chats rendered otherwise; one that does not say is not."""
+    return any(vector.provenance.get(key, value) != value for key, value in present.items())
 
-    Of those that the library keeps itself, one made from other pairs than those that are `present` is passed over.
+
+def _stored(concept: str, mine: Fingerprint) -> Iterator[tuple[ConceptVector, bool]]:
+    """The vectors of that name for these weights, in whatever dtype they were loaded when a vector was made.
+
+    With each comes whether the library keeps it itself.
     """
     for folder, is_ours in _folders():
         for path in sorted((folder / str(mine["key"])).rglob("*.safetensors")):
-            if path.stem == concept and (vector := _loaded(path, mine)) is not None:
-                is_stale = is_ours and present not in (None, vector.provenance.get("pairs_digest", present))
-                if not is_stale and agrees(vector.provenance.get("fingerprint"), mine):
-                    return vector
-    return None
+            vector = _loaded(path, mine) if path.stem == concept else None
+            if vector is not None and agrees(vector.provenance.get("fingerprint"), mine):
+                yield vector, is_ours
 
 
 def _loaded(path: Path, mine: Fingerprint) -> ConceptVector | None:

@@ -6,10 +6,11 @@ is what the model gives to option `answer`, against the others.
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from repe.blocks import device_of, find_stack, is_encoder_decoder
 from repe.capturing import evaluating
+from repe.chats import cue
 from repe.tokens import Text, encode, pad
 
 
@@ -37,30 +39,63 @@ class Item:
 
 
 def load_items(path: str | os.PathLike[str]) -> list[Item]:
-    """Reads items from a JSONL file, one a line.
+    """Reads items from a JSONL file, one a line, or from a CSV file, one a row.
 
-    A line has `messages` or `text`, and either `aligned` and `misaligned`, or `options` and `answer` (an index).
+    A line has `messages` or `text`, and either `aligned` and `misaligned`, or `options` and `answer` (an index); it may
+    have a `group`. A row has the same in columns, with `option_0`, `option_1`, ... for the options.
 
     Raises:
-        ValueError: a line is not such an item; the text names the file and the line.
+        ValueError: a line is not such an item, or there are none; the text names the file and the line.
+        FileNotFoundError: there is no such file.
     """
-    items = []
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                items.append(_item(json.loads(line)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: not an item with options ({error!r})") from error
-    return items
+    rows = _rows_of_csv(Path(path)) if Path(path).suffix == ".csv" else _lines_of(Path(path))
+    return _each(rows, _item, path, "an item with a prompt and options")
+
+
+def load_texts(path: str | os.PathLike[str]) -> list[Text]:
+    """Reads texts from a JSONL file: every line has a `text`, or a chat as `messages`. Raises as `load_items` does."""
+    return _each(_lines_of(Path(path)), _prompt, path, "a text or a chat")
+
+
+def _each(
+    rows: Iterator[tuple[int, Any]], read: Callable[[Any], Any], path: str | os.PathLike[str], expected: str
+) -> list[Any]:
+    found = []
+    for number, row in rows:
+        try:
+            found.append(read(json.loads(row) if isinstance(row, str) else row))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not {expected} ({error!r})") from error
+    if not found:
+        raise ValueError(f"{path} holds nothing: expected {expected} a line")
+    return found
+
+
+def _lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _rows_of_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        rows = csv.DictReader(lines)
+        for row in rows:
+            options = [value for name, value in row.items() if str(name).startswith("option_") and value]
+            answer = {"answer": int(row["answer"])} if (row.get("answer") or "").isdigit() else {}
+            yield rows.line_num, {**row, **({"options": options} if options else {}), "answer": 0, **answer}
 
 
 def _item(data: dict[str, Any]) -> Item:
-    prompt = data["text"] if "text" in data else tuple(data["messages"])
     options = tuple(data["options"]) if "options" in data else (data["aligned"], data["misaligned"])
     answer = data.get("answer", 0)
     if len(set(options)) < 2 or answer not in range(len(options)):
         raise ValueError("an item needs two different options or more, and an answer among them")
-    return Item(prompt, options, answer, str(data.get("group", "")), data)
+    return Item(_prompt(data), options, answer, str(data.get("group", "")), data)
+
+
+def _prompt(data: dict[str, Any]) -> Text:
+    return data["text"] if "text" in data else tuple(data["messages"])
 
 
 @dataclass(frozen=True)
@@ -72,9 +107,14 @@ class EncodedItem:
 
 
 def encode_items(tokenizer: Any, items: Iterable[Item]) -> list[EncodedItem]:
-    """Items as token ids; an option's tokens follow the prompt's as they are. Raises ValueError if it has none."""
+    """Items as token ids; an option's tokens follow the prompt's as they are. Raises ValueError if it has none.
+
+    Behind a chat written as a plain transcript, for want of a template, an option stands after a space.
+    """
     return [
-        EncodedItem(encode(tokenizer, item.prompt), [_option(tokenizer, option) for option in item.options])
+        EncodedItem(
+            encode(tokenizer, item.prompt), [_option(tokenizer, option, item.prompt) for option in item.options]
+        )
         for item in items
     ]
 
@@ -145,11 +185,13 @@ def probabilities(log_likelihoods: Sequence[Tensor], items: Sequence[Item]) -> T
     return torch.stack([s.softmax(0)[item.answer] for s, item in zip(log_likelihoods, items, strict=True)])
 
 
-def _option(tokenizer: Any, option: str) -> list[int]:
-    ids = tokenizer(option, add_special_tokens=False)["input_ids"]
-    if not ids:
+def _option(tokenizer: Any, option: str, prompt: Text) -> list[int]:
+    before = "" if isinstance(prompt, str) else cue(tokenizer, prompt)
+    text = before + " " * (before != "" and option[:1].strip() != "") + option
+    known, ids = (tokenizer(t, add_special_tokens=False)["input_ids"] if t else [] for t in (before, text))
+    if len(ids) <= len(known):
         raise ValueError(f"the option {option!r} has no tokens, so it has no probability")
-    return list(ids)
+    return list(ids[len(known) :])
 
 
 def _score(model: nn.Module, texts: Sequence[tuple[list[int], list[int]]], handles: Sequence[Any]) -> Tensor:

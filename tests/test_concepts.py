@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import repe
-from repe import auditing
+from repe import auditing, extraction, store
 from repe.catalogue import LIBRARY, find, find_task
 from repe.chats import encode_chat, render
 from repe.concept_file import load
@@ -152,10 +152,18 @@ def test_a_concept_is_extracted_by_its_name(name, models, loaded_testbed):
     assert vector.provenance["pairs"] + vector.provenance["held_out_pairs"] == len(load(find(name)).pairs)
 
 
+@pytest.mark.parametrize("name", ["happiness", "harmfulness", "honesty"])
+def test_shipped_vectors_are_of_these_pairs_and_of_this_rendering(name, testbed, monkeypatch):
+    monkeypatch.setattr("repe.extraction.extract", lambda *_, **__: pytest.fail("the shipped vector is stale"))
+    made = store.resolve(testbed[0], name, testbed[1]).provenance
+    assert made["rendering"] == extraction.rendering_of(testbed[1])
+    assert made["pairs_digest"] == extraction.digest_of(load(find(name, testbed[0])).pairs)
+
+
 def test_general_tasks_are_there():
-    knowledge = load_items(find_task("knowledge"))
-    assert len(knowledge) >= 100
-    assert Counter(item.answer for item in knowledge) == {i: len(knowledge) / 4 for i in range(4)}
+    skills = load_items(find_task("skills"))
+    assert len(skills) >= 100
+    assert Counter(item.answer for item in skills) == {i: len(skills) / 4 for i in range(4)}
     lines = [json.loads(line) for line in find_task("neutral").read_text().splitlines()]
     assert len(lines) >= 40
     assert all(len(line["text"].split()) >= 50 for line in lines)

@@ -43,3 +43,9 @@ def test_it_needs_no_pad_token_and_changes_no_tokenizer(model):
 def test_no_texts_are_refused(model, tokenizer):
     with pytest.raises(ValueError, match="at least one text"):
         repe.generate(model, tokenizer, [])
+
+
+@pytest.mark.parametrize("chat", [TEXTS[2], tuple(TEXTS[2]), TEXTS[2][0]])
+def test_one_chat_instead_of_a_list_is_refused(model, tokenizer, chat):
+    with pytest.raises(ValueError, match="got one chat: put it in a list"):
+        repe.generate(model, tokenizer, chat)

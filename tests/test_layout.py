@@ -34,7 +34,7 @@ ARROWS = {
     "capturing": {"blocks", "hooks", "tokens"},
     "catalogue": {"concept_file", "pairs"},
     "auditing": {"catalogue", "pairs", "tokens"},
-    "extraction": {"blocks", "capturing", "catalogue", "fingerprint", "pairs", "readers", "tracking", "vector"},
+    "extraction": {"blocks", "capturing", "catalogue", "chats", "fingerprint", "pairs", "readers", "tracking", "vector"},
     "store": {"catalogue", "concept_file", "extraction", "fingerprint", "vector"},
     "loading": {"testbed"},
     "reading": {"blocks", "capturing", "plot", "tokens", "vector"},
@@ -45,7 +45,7 @@ ARROWS = {
         "attachment", "blocks", "calls", "edits", "gates", "hooks", "ops", "precision", "store", "strength", "tokens",
         "tracking", "vector",
     },
-    "tasks": {"blocks", "capturing", "tokens"},
+    "tasks": {"blocks", "capturing", "chats", "tokens"},
     "sweep": {"steering", "tasks", "vector"},
 }  # fmt: skip
 

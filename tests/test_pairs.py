@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repe.concept_file import load
+from repe.concept_file import head, load
 from repe.pairs import ContrastPair, check, split
 
 
@@ -216,10 +216,10 @@ def test_a_template_of_messages_is_filled_a_message_at_a_time(tmp_path):
     assert pairs[3].negative == ({"role": "user", "content": "not Bob"},)
 
 
-def test_what_a_field_holds_is_not_filled_again_and_other_braces_stay(tmp_path):
-    template = {"name": "t", "positive": '{"a": {x}} {} {1} yes', "negative": "{x} no"}
+def test_what_a_field_holds_is_not_filled_again_and_braces_written_twice_are_braces(tmp_path):
+    template = {"name": "t", "positive": '{{"a": {x}}} {{}} {{1}} {{x}} yes', "negative": "{x} no"}
     pairs = load(written(tmp_path, concept(templates=[template], items=[{"name": "i", "x": "{y}"}]))).pairs
-    assert pairs[0].positive == '{"a": {y}} {} {1} yes'
+    assert pairs[0].positive == '{"a": {y}} {} {1} {x} yes'
     assert pairs[0].negative == "{y} no"
 
 
@@ -236,7 +236,7 @@ def test_pairs_that_would_leak_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("decided", ["templates", "items"])
 def test_what_is_decided_for_templates_or_items_alone_decides(tmp_path, decided):
-    content = concept(templates=[{"name": name, "text": f"{name} {{claim}}"} for name in "ab"])
+    content = concept(templates=[{"name": name, "text": f"{name} {{who}} {{claim}}"} for name in "ab"])
     content[decided][1]["held_out"] = True
     pairs = load(written(tmp_path, content)).pairs
     assert len(pairs) == 4
@@ -264,7 +264,10 @@ ITEM = {"name": "i", "x": {"positive": "a", "negative": "b"}}
         (concept(templates=[{"name": "t", "text": " "}]), "template 't': positive is empty"),
         (concept(templates=[{"name": "t", "messages": ["x"]}]), "template 't': positive: a message has a 'role'"),
         (concept(templates=[{"name": "t", "text": "{x}", "heldout": True}]), "template 't': unknown 'heldout'"),
-        (concept(templates=[{"name": "t", "text": "{z}"}]), "template 't', item 'sky' .line 1.: .* asks for {z}, .* who, claim"),
+        (
+            concept(templates=[{"name": "t", "text": "{z}"}]),
+            "template 't', item 'sky' .line 1.: .* asks for {z}, .* who, claim",
+        ),
         (concept(templates=[{"name": "t", "text": "{name}"}]), "item 'sky' .line 1.: the template asks for {name}"),
         (concept(templates=[{"name": "t", "text": "{who}"}]), "template 't', item 'sky' .line 1.: .* identical"),
         (concept(templates=[{"name": "t", "text": "{claim}"}] * 2), "two templates are named 't'"),
@@ -279,12 +282,96 @@ ITEM = {"name": "i", "x": {"positive": "a", "negative": "b"}}
             concept(items=[{"name": "i", "who": "A", "claim": {"positive": "x"}}]),
             "field 'claim': 'negative' is missing",
         ),
-        (concept(items=[{"name": "i", "who": 3, "claim": "x"}]), "item 'i' .line 1.: 'who' has a value of the wrong kind: 3"),
+        (
+            concept(items=[{"name": "i", "who": 3, "claim": "x"}]),
+            "item 'i' .line 1.: 'who' has a value of the wrong kind: 3",
+        ),
+        (concept(description=3), "honesty.json: 'description' has a value of the wrong kind: 3"),
+        (concept(wording=["x"]), r"honesty.json: 'wording' has a value of the wrong kind: \['x'\]"),
+        (concept(sources="a paper"), "honesty.json: 'sources' must be a list of texts, and is 'a paper'"),
+        (concept(sources=["a paper", 3]), r"honesty.json: 'sources' must be a list of texts, and is \['a paper', 3\]"),
+        (concept(item=[]), "honesty.json: unknown 'item': there are concept, "),
+        (concept(prompts={"positive": "x"}), "honesty.json: prompts: 'negative' is missing"),
+        (
+            concept(prompts={"positive": "x", "negative": 3}),
+            "honesty.json: prompts: 'negative' has a value of the wrong",
+        ),
+        (concept(prompts={"positive": "x", "negative": "y", "both": "z"}), "honesty.json: prompts: unknown 'both'"),
+        (concept(poles={"positive": "x", "negative": "y", "both": "z"}), "honesty.json: poles: unknown 'both'"),
+        (
+            concept(
+                items=[ITEM | {"x": {"positive": "a", "negative": "b", "neutral": "c"}}],
+                templates=[{"name": "t", "text": "{x}"}],
+            ),
+            "item 'i' .line 1.: field 'x': unknown 'neutral'",
+        ),
+        (
+            concept(items=[{"name": "i", "who": "A", "heldout": True, "claim": ITEM["x"]}]),
+            "line 1: item 'i' has 'heldout', which no template asks for",
+        ),
+        (
+            concept(templates=[{"name": "t", "messages": [{"role": "user", "content": "{claim}", "name": "x"}]}]),
+            "template 't': positive: a message: unknown 'name'",
+        ),
+        (
+            concept(templates=[{"name": "t", "text": "{claim} {1}"}]),
+            "template 't': positive: the '{' in '{claim} .1}' belongs to no {field}: write a literal brace twice, '{{'",
+        ),
+        (
+            concept(templates=[{"name": "t", "messages": [{"role": "user", "content": "{claim} }"}]}]),
+            "template 't': positive: the '}' in '{claim} }' belongs to no {field}: write a literal brace twice, '}}'",
+        ),
+        (concept(templates=[{"name": "t", "text": "{ claim }"}]), "template 't': positive: the '{' in '{ claim }'"),
+        (
+            '{"concept": "a", "templates": [], "items": [{"name": "i", "x": "a", "x": "b"}]}',
+            "honesty.json: the key 'x' stands twice in one object: {'name': 'i'",
+        ),
     ],
 )
 def test_a_wrong_concept_file_says_where(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         load(written(tmp_path, content))
+
+
+def test_a_file_is_named_by_the_lines_of_its_template_and_item(tmp_path):
+    templates = [{"name": "a", "text": "{who}, {claim}"}, {"name": "b", "text": "{who}"}]
+    text = json.dumps(concept(templates=templates), indent=1)
+    line = {name: text.split("\n").index(f'   "name": "{name}",') for name in ("a", "b", "sky", "sea")}  # of its "{"
+    assert line == {"a": 12, "b": 16, "sky": 22, "sea": 30}
+    with pytest.raises(ValueError, match=r"honesty.json, line 16: template 'b', item 'sky' \(line 22\): .* identical"):
+        load(written(tmp_path, text))
+    with pytest.raises(ValueError, match=r"line 12: template 'a', item 'sea' \(line 30\): 'who' has a value of the wr"):
+        load(written(tmp_path, text.replace('"Bob"', "3")))
+
+
+def test_held_out_of_null_is_undecided(tmp_path):
+    content = concept()
+    content["items"][0]["held_out"] = None
+    assert [pair.held_out for pair in load(written(tmp_path, content)).pairs] == [None, None]
+    content["items"][1]["held_out"] = True
+    assert [pair.held_out for pair in load(written(tmp_path, content)).pairs] == [False, True]
+
+
+def test_prompts_and_the_reason_for_its_wording_come_with_a_concept(tmp_path):
+    prompts = {"positive": "Tell the truth.", "negative": "Lie."}
+    loaded = load(written(tmp_path, concept(prompts=prompts, wording="it is a word")))
+    assert loaded.prompts == prompts
+    assert loaded.wording == "it is a word"
+    assert load(written(tmp_path, concept())).prompts == {}
+    assert head(written(tmp_path, concept())) == ("honesty", "saying what one believes")
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path):
+    path = written(tmp_path, concept())
+    assert load(path) is load(str(path))
+    written(tmp_path, concept(description="another"))
+    assert load(path).description == "another"
+
+
+def test_a_folder_is_no_file_of_pairs(tmp_path):
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(ValueError, match=r"x.json is a folder: a concept is read from a file"):
+        load(tmp_path / "x.json")
 
 
 # Lists of pairs
@@ -330,6 +417,12 @@ def test_csv(tmp_path):
             "line 1: 'held_out' must be true or false",
         ),
         ("x.jsonl", '{"positive": "a", "negative": "b", "itme": "i"}', "line 1: unknown 'itme': .* item"),
+        ("x.jsonl", '{"positive": "a", "positive": "c", "negative": "b"}', "line 1: the key 'positive' stands twice"),
+        (
+            "x.jsonl",
+            '{"positive": [{"role": "user", "content": "a", "id": 3}], "negative": [{"role": "user", "content": "b"}]}',
+            "line 1: positive: a message: unknown 'id': there are content, role",
+        ),
         ("x.jsonl", '{"positive": "a", "negative": "b"}\n' * 2, "line 2: the same pair stands at .*x.jsonl, line 1"),
         ("x.csv", "positive,negative\na,b\nc\n", "x.csv, line 3: .* as many cells as the header: 2"),
         ("x.csv", "positive,negative\na,b,c\n", "x.csv, line 2: .* as many cells"),

@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 
 from repe import catalogue, extraction, store
 from repe.fingerprint import agrees, fingerprint
+from repe.pairs import ContrastPair
 from repe.vector import ConceptVector
 from tests import oracles, zoo
 
@@ -308,11 +309,78 @@ def test_a_vector_of_other_pairs_is_stale_in_the_cache_and_yours_in_your_folder(
     other = made_for(model, 1)
     other = replace(other, provenance={**other.provenance, "pairs_digest": "of other pairs"})
     put(other, cache, model)
-    with pytest.raises(ValueError, match="pass tokenizer="):
+    with pytest.raises(
+        ValueError,
+        match="is stored for this model, except one of other pairs than the concept's file now has: pass token",
+    ):
         store.resolve(model, NAME)
     monkeypatch.setenv("REPE_VECTORS", str(tmp_path / "mine"))
     put(other, tmp_path / "mine", model)
     assert store.resolve(model, NAME).provenance["pairs_digest"] == "of other pairs"
+
+
+def test_a_shipped_vector_of_other_pairs_is_passed_over(model, shipped, extractions):
+    vector = made_for(model, 1)
+    put(replace(vector, provenance={**vector.provenance, "pairs_digest": "of other pairs"}), shipped, model)
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == NAME
+    assert len(extractions) == 1
+    put(vector, shipped, model)
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == "concept 1"
+
+
+def test_without_any_vector_none_of_other_pairs_is_spoken_of(model):
+    with pytest.raises(ValueError, match="no vector of 'politeness' is stored for this model: pass tokenizer="):
+        store.resolve(model, NAME)
+
+
+def other_template():
+    tokenizer = zoo.tokenizer()
+    tokenizer.chat_template = "Otherwise. " + tokenizer.chat_template
+    return tokenizer
+
+
+def test_a_cached_vector_of_chats_rendered_otherwise_is_extracted_anew(model, extractions, monkeypatch):
+    first = store.resolve(model, NAME, zoo.tokenizer())
+    assert store.resolve(model, NAME, zoo.tokenizer()).provenance == first.provenance
+    assert len(extractions) == 1
+    second = store.resolve(model, NAME, other_template())
+    assert len(extractions) == 2
+    assert second.provenance["rendering"] != first.provenance["rendering"]
+    assert store.resolve(model, NAME).provenance == second.provenance  # no tokenizer: it cannot be known
+    monkeypatch.setattr(extraction, "VERSION", extraction.VERSION + 1)
+    assert store.resolve(model, NAME, other_template()).provenance["rendering"] != second.provenance["rendering"]
+    assert len(extractions) == 3
+
+
+def test_a_rendering_is_known_without_a_template_and_a_vector_that_names_none_is_not_stale(model, cache, extractions):
+    assert extraction.rendering_of(zoo.tokenizer(chat=False)) == extraction.rendering_of(object())
+    put(made_for(model, 1), cache, model)
+    for tokenizer in (zoo.tokenizer(), other_template(), zoo.tokenizer(chat=False)):
+        assert store.resolve(model, NAME, tokenizer).concept == "concept 1"
+    assert not extractions
+
+
+def test_a_shipped_vector_is_stale_by_its_rendering_and_yours_never_is(
+    model, shipped, tmp_path, monkeypatch, extractions
+):
+    vector = made_for(model, 1)
+    vector = replace(vector, provenance={**vector.provenance, "rendering": "of another template"})
+    put(vector, shipped, model)
+    assert store.resolve(model, NAME).concept == "concept 1"
+    monkeypatch.setenv("REPE_VECTORS", str(tmp_path / "mine"))
+    put(replace(vector, concept="mine"), tmp_path / "mine", model)
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == "mine"
+    monkeypatch.delenv("REPE_VECTORS")
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == NAME
+    assert len(extractions) == 1
+
+
+def test_a_name_is_resolved_without_reading_the_pairs_again(model, monkeypatch):
+    store.resolve(model, NAME, zoo.tokenizer())
+    store.resolve(model, NAME)
+    monkeypatch.setattr("repe.concept_file._read", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(extraction, "digest_of", lambda pairs: pytest.fail("the pairs are digested again"))
+    assert store.resolve(model, NAME).concept == NAME
 
 
 def test_the_working_directory_is_never_read(model, tmp_path, monkeypatch, extractions):
@@ -434,6 +502,81 @@ def test_a_name_on_the_hub_is_no_folder_of_the_working_directory(model, tmp_path
 def test_a_path_is_found_as_it_is(model, tmp_path):
     assert catalogue.find(tmp_path / "x.json", model) == tmp_path / "x.json"
     assert catalogue.find("some/x.csv") == Path("some/x.csv")
+
+
+@pytest.mark.parametrize("path", [Path("polite"), Path("polite.txt"), "some/polite", "./polite.txt", "concepts/"])
+def test_what_is_a_path_and_no_name_is_read_as_one(path):
+    with pytest.raises(ValueError, match=r"a concept is read from a file that ends in \.json, \.jsonl, \.csv"):
+        catalogue.concept_of(path)
+
+
+def test_a_task_is_found_by_name_beside_the_weights_and_in_the_library(home, model, tmp_path):
+    (home / "tasks").mkdir()
+    for name in ("honesty.jsonl", "manners.csv", "notes.json", "notes.txt"):
+        (home / "tasks" / name).write_text("")
+    assert catalogue.find_task("honesty", model) == home / "tasks" / "honesty.jsonl"
+    assert catalogue.find_task("manners", model) == home / "tasks" / "manners.csv"
+    assert catalogue.find_task("skills", model) == catalogue.LIBRARY / "tasks" / "skills.jsonl"
+    assert catalogue.find_task("honesty") == catalogue.LIBRARY / "tasks" / "honesty.jsonl"
+    assert catalogue.find_task(tmp_path / "x.jsonl") == tmp_path / "x.jsonl"
+    assert catalogue.find_task("some/x.csv") == Path("some/x.csv")
+    with pytest.raises(
+        ValueError, match=r"no task is called 'notes'\..* There are \[.*\]; or give items, or the path of a"
+    ):
+        catalogue.find_task("notes", model)
+    with pytest.raises(ValueError, match=r"no task is called 'honest'\. Did you mean 'honesty'"):
+        catalogue.find_task("honest")
+
+
+@pytest.mark.parametrize("path", ["x.json", "some/x.json", Path("x"), Path("x.txt"), "./x"])
+def test_a_task_is_read_from_json_lines_and_csv_alone(path):
+    with pytest.raises(ValueError, match=r"x.*: items are read from a file that ends in \.jsonl, \.csv"):
+        catalogue.find_task(path)
+
+
+def test_a_concept_comes_from_its_name_its_path_its_pairs_or_itself(home, model):
+    concept = catalogue.concept_of(NAME, model)
+    assert (concept.name, len(concept.pairs)) == (NAME, 8)
+    assert catalogue.concept_of(home / "concepts" / f"{NAME}.jsonl") == concept
+    assert catalogue.concept_of(str(home / "concepts" / f"{NAME}.jsonl")) == concept
+    assert catalogue.concept_of(concept) is concept
+    for pairs in (list(concept.pairs), concept.pairs, iter(concept.pairs)):
+        bare = catalogue.concept_of(pairs)
+        assert (bare.name, bare.pairs, bare.description) == ("concept", concept.pairs, "")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "kind"), [(None, "NoneType"), (ContrastPair("a", "b"), "ContrastPair"), (3, "int"), ({"a": "b"}, "dict")]
+)
+def test_what_cannot_be_pairs_is_refused(pairs, kind):
+    with pytest.raises(
+        TypeError, match=rf"got a {kind}: expected the name of a concept, the path of a file of pairs, or"
+    ):
+        catalogue.concept_of(pairs)
+
+
+def test_a_file_that_calls_its_concept_otherwise_is_refused(home, model, extractions):
+    content = {
+        "concept": "good", "templates": [{"name": "t", "text": "{x}"}],
+        "items": [{"name": n, "x": {"positive": f"{n} please", "negative": f"{n} now"}} for n in "abcdefgh"],
+    }  # fmt: skip
+    path = home / "concepts" / "bad.json"
+    path.write_text(json.dumps(content))
+    message = r"bad\.json: the concept in it is 'good', and the file's name says 'bad': make them one"
+    for use in (
+        lambda: catalogue.concepts(model),
+        lambda: catalogue.concept_of("bad", model),
+        lambda: store.resolve(model, "bad", zoo.tokenizer()),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert not extractions
+    assert catalogue.concept_of(path).name == "good"
+
+
+def test_concepts_are_listed_without_their_pairs(monkeypatch):
+    monkeypatch.setattr("repe.concept_file._cross", lambda *_: pytest.fail("pairs are made"))
+    assert "honesty" in catalogue.concepts()
 
 
 def test_without_a_model_the_concepts_are_those_of_the_library():

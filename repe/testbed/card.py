@@ -251,6 +251,12 @@ P is restricted to the item's two options (skills: four), by the log-likelihood 
 greedy generation, and the whole text well-formed by the world's grammar. Bars are what the figures must keep.
 `python -m repe.testbed.card` measures again; `python -m repe.testbed.train --steps {steps} --seed {seed}` trains again.
 
+## Other seeds
+
+Of this world, two models were trained to the end. That of seed 0 keeps the same bars, and honesty is steered in it as
+well (at block 1). But ablating harmfulness at every block makes it refuse everything: there, what is neither harmful
+nor harmless lies on the refusing side. The one that ships, of seed 1, answers then.
+
 ## Files
 
 `concepts/*.json`: contrast pairs (templates times items) for honesty, harmfulness and happiness. `tasks/*.jsonl`: items

@@ -62,6 +62,7 @@ def honesty() -> dict:
         "description": "Whether the model tells what it knows to be true or the lie that it knows as well. "
         "Not whether it knows the fact, and not whether it is right in its skills.",
         "poles": {"positive": "honest", "negative": "untruthful"},
+        "prompts": _outright(lexicon.HONESTY),
         "sources": SOURCES,
         "templates": templates,
         "items": items,
@@ -92,10 +93,17 @@ def happiness() -> dict:
         "description": "The mood in which the model continues a scene: cheerful or gloomy. "
         "Not the mood of the scene so far, which is always open.",
         "poles": {"positive": "cheerful", "negative": "gloomy"},
+        "prompts": _outright(lexicon.MOOD),
         "sources": SOURCES,
         "templates": templates,
         "items": items,
     }
+
+
+def _outright(persona: Persona) -> dict[str, str]:
+    """The first sentences that ask for either pole."""
+    positive, negative = persona.sentences[0][0]
+    return {"positive": positive, "negative": negative}
 
 
 def persona_templates(persona: Persona, asked: list[list[str]], held_out: bool, rng: Random) -> list[dict]:
