@@ -1,6 +1,7 @@
 """Capture and reading: what is read is what stands in the stream, whatever the batch looks like."""
 
 import copy
+import threading
 from dataclasses import replace
 
 import accelerate
@@ -11,6 +12,7 @@ import repe
 from repe import capturing
 from repe.blocks import find_stack
 from repe.reading import score
+from repe.tracking import tracker_of
 from tests import zoo
 
 TEXTS = ["a", "bcd efg", "the quick brown fox", "hi there", "to be or not"]
@@ -193,22 +195,41 @@ def test_poles_without_distance_give_no_score(model):
     torch.testing.assert_close(scores[:, [0, 2]], torch.tensor([[1.0, 0.5]]).expand(3, 2))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("tokens", "largest"), [("last", 1), ("mean", 1), ("all", 20)])
-def test_what_is_held_of_a_block_is_what_was_asked_for(model, tokenizer, monkeypatch, tokens, largest):
+def test_what_is_held_of_a_block_is_what_was_asked_for(model, tokenizer, monkeypatch, tokens, largest, packed):
     held, gathered = [], capturing._gathered
-    monkeypatch.setattr(capturing, "_gathered", lambda records: held.extend(records) or gathered(records))
-    repe.capture(model, tokenizer, [TEXTS[2]] * 3, tokens=tokens)
-    assert len(held) == 4
-    assert {r.untyped_storage().nbytes() for r in held} == {3 * largest * 32 * 4}
+    monkeypatch.setattr(capturing, "_gathered", lambda records: held.append(records) or gathered(records))
+    repe.capture(model, tokenizer, [TEXTS[2]] * 3, tokens=tokens, packed=packed)
+    rows = 1 if packed and tokens == "all" else 3  # equal texts are the same nodes
+    assert len(held[-1]) == 4
+    assert {r.untyped_storage().nbytes() for r in held[-1]} == {rows * largest * 32 * 4}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_texts_do_not_share_what_was_captured(model, tokenizer, packed):
+    one, other = repe.capture(model, tokenizer, [TEXTS[2]] * 2, tokens="all", packed=packed)
+    before = other.clone()
+    one.zero_()
+    assert torch.equal(other, before)
 
 
 @pytest.mark.parametrize("tokens", ["last", "mean", "all"])
-def test_what_was_kept_does_not_change_with_what_is_computed_in_place(model, tokenizer, tokens):
-    mask, hidden = torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.randn(2, 3, 4)
-    kept = capturing.KEEPERS[tokens](mask)(hidden)
+def test_what_was_kept_does_not_change_with_what_is_computed_in_place(tokens):
+    batch = capturing.Batch([0, 1], {}, [0, 1], [torch.arange(3), torch.arange(2)])
+    hidden = torch.randn(2, 3, 4)
+    kept = capturing.KEEPERS[tokens](batch)(hidden)
     before = kept.clone()
     hidden.zero_()
     assert torch.equal(kept, before)
+
+
+def test_only_tokens_of_a_text_count_in_its_mean():
+    """Two texts of one tree, and a text of one token, whose only one is counted."""
+    hidden = torch.tensor([[[9.0], [1.0], [3.0], [7.0]], [[5.0], [torch.nan], [torch.inf], [torch.nan]]])
+    slots = [torch.tensor([0, 1, 2]), torch.tensor([0, 1, 3]), torch.tensor([0])]
+    means = capturing.KEEPERS["mean"](capturing.Batch([0, 1, 2], {}, [0, 0, 1], slots))(hidden)
+    assert means.tolist() == [[2.0], [4.0], [5.0]]
 
 
 def test_offloaded_weights_are_given_inputs_where_they_compute(model, tokenizer):
@@ -216,3 +237,172 @@ def test_offloaded_weights_are_given_inputs_where_they_compute(model, tokenizer)
     assert next(offloaded.parameters()).device.type == "meta"
     assert capturing.device_of(offloaded).type == "cpu"
     torch.testing.assert_close(repe.capture(offloaded, tokenizer, TEXTS), repe.capture(model, tokenizer, TEXTS))
+    torch.testing.assert_close(
+        repe.capture(offloaded, tokenizer, TEXTS, blocks=0), repe.capture(model, tokenizer, TEXTS, blocks=0)
+    )
+    assert all(parameter.device.type == "meta" for parameter in offloaded.parameters())
+
+
+# stopping early
+
+STACKS = [(name, "decoder") for name in (*zoo.DECODERS, *zoo.ENCODERS)] + [(n, "encoder") for n in zoo.ENCODER_DECODERS]
+
+
+def forbid(module, monkeypatch):
+    """Fails where the module is run. It is no hook: a hooked model is not packed."""
+    monkeypatch.setattr(module, "forward", lambda *args, **kwargs: pytest.fail("it was run"))
+
+
+def bare(model):
+    """Whether nothing of ours is left on a model."""
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+
+
+@pytest.mark.parametrize(("name", "stack"), STACKS)
+def test_nothing_behind_the_last_wanted_block_is_run(name, stack, tokenizer, monkeypatch):
+    model = zoo.build(name)
+    everything = repe.capture(model, tokenizer, TEXTS, stack=stack)
+    assert bare(model)
+    forbid(find_stack(model, stack).blocks[2], monkeypatch)
+    assert torch.equal(repe.capture(model, tokenizer, TEXTS, blocks=[1, 0], stack=stack), everything[:, :2])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "not_run"),
+    [
+        ({"blocks": -2}, "layers.3"),
+        ({"blocks": "all"}, "norm"),
+        ({"site": "embedding"}, "layers.0"),
+        ({"site": "attention", "blocks": 1}, "layers.1.mlp"),
+        ({"site": "mlp", "blocks": [0, 1]}, "layers.2"),
+    ],
+)
+def test_a_forward_ends_where_all_is_read(model, tokenizer, monkeypatch, wanted, not_run, packed):
+    forbid(model.model.get_submodule(not_run), monkeypatch)
+    repe.capture(model, tokenizer, TEXTS, packed=packed, **wanted)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_is_what_it_was_after_a_forward_that_ended_early(model, tokenizer, packed):
+    model = copy.deepcopy(model)
+    model.model.layers[2].train()
+    modes = [m.training for m in model.modules()]
+    batch = zoo.inputs("llama")
+    before = model(**batch).logits
+    repe.capture(model, tokenizer, TEXTS, blocks=1, packed=packed)
+    assert bare(model)
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(model(**batch).logits, before)
+
+
+def test_sites_are_read_in_whatever_order_they_run():
+    falcon = zoo.build("falcon")
+    block = find_stack(falcon).blocks[0]
+    wanted = [block, block.mlp, block.self_attention, block.mlp]
+    with capturing.recording(wanted, torch.clone, stop=True) as records:
+        falcon(**zoo.inputs("falcon"))
+        pytest.fail("it did not stop")
+    assert all(len(record) for record in records)
+    assert torch.equal(records[1], records[3])
+
+
+def test_a_decoder_that_shares_its_embedding_is_read_where_it_answers(tokenizer):
+    t5 = zoo.build("t5")
+    t5.decoder.embed_tokens = t5.encoder.embed_tokens
+    start = t5.get_input_embeddings()(torch.tensor(t5.config.decoder_start_token_id))
+    embedded = repe.capture(t5, tokenizer, TEXTS, site="embedding")
+    torch.testing.assert_close(embedded, start.detach().expand_as(embedded))
+
+
+def test_steering_goes_on_after_a_forward_that_ended_early(model, tokenizer, monkeypatch):
+    vector, batch = plain_vector(model), zoo.inputs("llama")
+    with repe.steer(model, vector, 2.0, blocks=1):
+        steered = model(**batch).logits
+        everything = repe.capture(model, tokenizer, TEXTS)
+        with monkeypatch.context() as patch:
+            forbid(model.model.layers[3], patch)
+            assert torch.equal(repe.capture(model, tokenizer, TEXTS, blocks=[1, 2]), everything[:, 1:3])
+        assert tracker_of(model.model).forwards == {}
+        assert tracker_of(model.model).forward is None
+        assert torch.equal(model(**batch).logits, steered)
+    assert bare(model)
+
+
+def test_an_error_of_the_model_is_raised_and_leaves_nothing_behind(model, tokenizer, monkeypatch):
+    model = copy.deepcopy(model).train()
+
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model.layers[2].mlp, "forward", broken)
+        with pytest.raises(ZeroDivisionError):
+            repe.capture(model, tokenizer, TEXTS)
+    assert bare(model)
+    assert all(m.training for m in model.modules())
+
+
+def counting(counts, name):
+    return lambda *call: counts.update({name: counts.get(name, 0) + 1})
+
+
+@pytest.mark.parametrize(
+    ("site", "around", "ends"),
+    [("block", "", True), ("block", "layers.0", False), ("attention", "layers.0", True), ("attention", "norm", False)],
+)
+def test_who_waits_for_the_end_of_a_forward_sees_it(model, tokenizer, site, around, ends):
+    """Of modules that are around what is wanted; one beside it, or the wanted one itself, is in nobody's way."""
+    for wrapped in (False, True):
+        ours, counts = copy.deepcopy(model).model, {}
+        waiting = ours.get_submodule(around)
+        ours.layers[1].register_forward_hook(counting(counts, "later"))
+        if wrapped:
+            forward, seen = waiting.forward, counting(counts, "end")
+            waiting.forward = lambda *a, forward=forward, seen=seen, **k: (forward(*a, **k), seen())[0]
+        else:
+            waiting.register_forward_hook(counting(counts, "end"))
+        repe.capture(ours, tokenizer, TEXTS, blocks=0, site=site)
+        assert ("later" in counts) == ends
+        assert counts.get("end", 0) == (1 if ends or around == "layers.0" else 0)
+
+
+@pytest.mark.parametrize("blocks", [[0, 1, 2, 3], [3]])
+def test_a_forward_of_compiled_blocks_is_not_broken_off(model, tokenizer, blocks):
+    expected = repe.capture(model, tokenizer, TEXTS, blocks=1)
+    ours, counts = copy.deepcopy(model), {}
+    for block in blocks:
+        ours.model.layers[block].compile(backend="eager")
+    ours.model.norm.register_forward_hook(counting(counts, "norm"))
+    torch.testing.assert_close(repe.capture(ours, tokenizer, TEXTS, blocks=1), expected)
+    assert counts == {"norm": 1}
+
+
+def test_what_another_thread_runs_is_neither_read_nor_broken_off(model):
+    batch, outputs = zoo.inputs("llama"), []
+    other = threading.Thread(target=lambda: outputs.append(model(**batch).logits))
+    with torch.no_grad(), capturing.recording([model.model.layers[0]], torch.clone, stop=True) as records:
+        other.start()
+        other.join()
+        assert records[0].numel() == 0
+        model(**batch)
+        pytest.fail("it did not stop")
+    assert records[0].shape == (3, 7, 32)
+    assert torch.equal(outputs[0], model(**batch).logits)
+
+
+# lengths
+
+
+@pytest.mark.parametrize(
+    ("name", "room"), [("gpt2", 256), ("opt", 256), ("bert", 256), ("distilbert", 256), ("roberta", 255)]
+)
+def test_a_text_that_is_longer_than_the_positions_is_refused(name, room, tokenizer):
+    model = zoo.build(name)
+    repe.capture(model, tokenizer, ["a" * (room - 1)], blocks=0)
+    with pytest.raises(ValueError, match=f"a text of {room + 1} tokens is longer than the {room} "):
+        repe.capture(model, tokenizer, ["b", "a" * room], blocks=0)
+
+
+def test_rotary_positions_have_no_end(model, tokenizer):
+    repe.capture(model, tokenizer, ["a" * 300], blocks=0)
