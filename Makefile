@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types format vectors picture testbed check clean
+.PHONY: demo test lint types format vectors picture testbed check curves clean
 
 demo: $(READY)
 	$(BIN)/python -m repe.demo
@@ -27,6 +27,10 @@ format: $(READY)
 # what reading and steering achieve on the testbed
 check: $(READY)
 	$(BIN)/python -m repe.testbed.measure
+
+# the trade-off curves of the testbed's concepts, and what the sweep saves
+curves: $(READY)
+	$(BIN)/python -m repe.testbed.curves
 
 picture: $(READY)
 	$(BIN)/python -m repe.demo --picture notebooks/honesty.png

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from repe.auditing import Audit as Audit
     from repe.auditing import audit as audit
+    from repe.calibration import calibrate as calibrate
     from repe.capturing import capture as capture
     from repe.catalogue import concepts as concepts
+    from repe.curve import TradeoffCurve as TradeoffCurve
     from repe.edits import loreft as loreft
     from repe.extraction import extract as extract
     from repe.gates import Gate as Gate
     from repe.generation import generate as generate
     from repe.loading import load as load
+    from repe.measuring import tradeoff as tradeoff
     from repe.pairs import ContrastPair as ContrastPair
     from repe.reading import Reading as Reading
     from repe.reading import read as read
@@ -37,7 +40,9 @@ _HOMES = {
     "Gate": "gates",
     "Reading": "reading",
     "Steering": "steering",
+    "TradeoffCurve": "curve",
     "audit": "auditing",
+    "calibrate": "calibration",
     "capture": "capturing",
     "concepts": "catalogue",
     "detach": "steering",
@@ -48,6 +53,7 @@ _HOMES = {
     "read": "reading",
     "status": "steering",
     "steer": "steering",
+    "tradeoff": "measuring",
 }
 __all__ = list(_HOMES)
 

@@ -1,30 +1,34 @@
-"""The main job on the testbed, from pairs to a steered model: `python -m repe.demo [--picture FILE]`."""
+"""The main job on the testbed, from pairs to the curve that says which strength to use: `python -m repe.demo`."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 import repe
 from repe.generation import generate
-from repe.sweep import behaviour, sweep
 from repe.tasks import Item, load_items
 from repe.testbed import FOLDER
 
-ALPHAS = (-4.0, -2.0, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 2.0, 4.0)
-SHOWN = 0.5
+ALPHAS = tuple(np.linspace(-4, 4, 17).tolist())
+SHOWN = 1.0
 QUESTIONS = 4
+ITEMS = 144  # of each task
 BAR = 40
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Read honesty out of the testbed, and steer it.")
-    parser.add_argument("--picture", help="also draw the result into this file")
+    parser = argparse.ArgumentParser(
+        description="Read honesty out of the testbed, steer it, and measure the trade-off."
+    )
+    parser.add_argument("--picture", default=Path(gettempdir()) / "repe-honesty.png", help="where the picture goes")
     picture = parser.parse_args().picture
 
     began = time.perf_counter()
@@ -33,13 +37,16 @@ def main() -> None:
     vector = repe.extract(model, tokenizer, "honesty")
     show_blocks(vector)
 
-    facts, skills = load_items(FOLDER / "tasks" / "honesty.jsonl"), load_items(FOLDER / "tasks" / "skills.jsonl")
+    facts, skills = (load_items(FOLDER / "tasks" / f"{name}.jsonl") for name in ("honesty", "skills"))
     show_answers(model, tokenizer, vector, spread(facts, QUESTIONS))
-    scores = sweep(model, tokenizer, vector, {"facts": facts, "skills": skills}, ALPHAS)
-    show_strengths(scores["facts"], scores["skills"])
-    if picture:
-        draw(vector, scores, picture)
-    print(f"\nin {time.perf_counter() - began:.0f} s")
+    print(f"\nwhat is gained and lost, on {ITEMS} questions about other facts and {ITEMS} problems, with the control:")
+    curve = repe.tradeoff(
+        model, tokenizer, vector, ALPHAS, alignment=spread(facts, ITEMS), helpfulness=spread(skills, ITEMS)
+    )
+    print(curve)
+    print(f"\n{curve.fits.line}\n{curve.fits.behaviour}\n{curve.fits.helpfulness}\n{curve.fits.steerability}")
+    draw(vector, curve, picture)
+    print(f"\npicture: {picture}\nin {time.perf_counter() - began:.0f} s")
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
@@ -66,26 +73,16 @@ def show_answers(model: Any, tokenizer: Any, vector: repe.ConceptVector, items: 
         print(f"{question:<44}{item.options[item.answer]:<14}" + "".join(f"{a:<14}" for a in answers))
 
 
-def show_strengths(facts: Tensor, skills: Tensor) -> None:
-    print("\nalpha   behaviour: P(true) - P(false)   helpfulness: P(right) on skills")
-    for alpha, truth, right in zip(ALPHAS, behaviour(facts).tolist(), skills.mean(1).tolist(), strict=True):
-        print(f"{alpha:+5.2f}   {truth:+.3f} {gauge(truth, -1):<24}   {right:.3f} {gauge(right, 0)}")
-
-
-def gauge(value: float, lowest: float, width: int = 20) -> str:
-    return "▏" + "█" * round(width * (value - lowest) / (1 - lowest))
-
-
-def draw(vector: repe.ConceptVector, scores: dict[str, Tensor], path: str) -> None:
+def draw(vector: repe.ConceptVector, curve: repe.TradeoffCurve, path: Any) -> None:
     import matplotlib.pyplot as plt
 
     from repe import plot
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(2, 3))
     plot.profile(vector, left)
-    plot.strengths(ALPHAS, behaviour(scores["facts"]), scores["skills"].mean(1), right)
+    curve.plot(right)
     figure.savefig(path, dpi=110)
-    print(f"\npicture: {path}")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,66 +1,359 @@
-"""The sweep: a model's scores on tasks over many strengths."""
+"""The sweep: a model's scores on tasks over many strengths, along a concept and along others beside it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import os
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repe.steering import steer
-from repe.tasks import Item, check_causal, encode_items, probabilities, score_encoded
+from repe.blocks import find_stack
+from repe.capturing import evaluating
+from repe.edits import Plan
+from repe.fanout import Batch, Fanout, Span, why_padded
+from repe.fingerprint import digest, fingerprint
+from repe.gates import Gate
+from repe.prefixes import dtype_of
+from repe.scores import Scores
+from repe.steering import Steering, status, steer
+from repe.tasks import Item, check_causal, encode_items
 from repe.vector import ConceptVector
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = 8192
+TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
+ROUGH = 0.25  # in half precision two ways of batching differ by about that much over a text
 
 
 def sweep(
     model: nn.Module,
     tokenizer: Any,
-    concept: str | ConceptVector,
+    concept: Any,
     tasks: Mapping[str, Sequence[Item]],
     alphas: Sequence[float] | Tensor,
     *,
+    batch_tokens: int = BATCH_TOKENS,
+    resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
     **how: Any,
-) -> dict[str, Tensor]:
-    """P(answer) among the options, for every task as (alphas, items).
+) -> dict[str, Scores]:
+    """The log-likelihoods of all options, for every task and strength.
+
+    The edits are where `how` says: with scope="answer" from the last prompt token on, everywhere by default.
 
     Args:
         model, tokenizer: neither is changed.
-        concept: what is steered along.
+        concept: what is steered along, as in `repe.steer`.
         tasks: items by the name of their task.
-        alphas: the strengths; a tensor or an array of them too.
+        alphas: the strengths, finite; sorted, each once.
+        batch_tokens: tokens a forward, at most: what bounds the memory. A batch holds one text at least.
+        resume: a file that keeps what is measured; a sweep that was broken off goes on from there.
         progress: show a progress bar.
         how: for `repe.steer`, such as `blocks`, `edit` and `scope`.
 
+    Returns:
+        `Scores` by the name of the task, one row a strength, in ascending order.
+
     Raises:
-        ValueError: no alphas or no tasks, a model that is not causal, or what `repe.steer` raises.
+        ValueError: no alphas, no tasks or no items; an option of no tokens; a scope that is a mask; a model that is not
+            causal; or `resume` holds another sweep, or what `repe.steer` raises.
+        IndexError: the scope names a position before the start of a prompt.
+        OverflowError: a strength is too large for the model.
+
+    Warns:
+        UserWarning: trees of shared prefixes came out wrong for this model; they were discarded, and padded rows used.
     """
-    strengths = _numbers(alphas)
-    if not strengths or not tasks:
-        raise ValueError(f"a sweep needs at least one alpha and one task, got {strengths} and {list(tasks)}")
+    return sweeps(
+        model, tokenizer, concept, (), tasks, alphas, batch_tokens=batch_tokens, resume=resume, progress=progress, **how
+    )[0]
+
+
+def sweeps(
+    model: nn.Module,
+    tokenizer: Any,
+    concept: Any,
+    others: Sequence[ConceptVector],
+    tasks: Mapping[str, Sequence[Item]],
+    alphas: Sequence[float] | Tensor,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+    **how: Any,
+) -> list[dict[str, Scores]]:
+    """`sweep` along a concept, and along other vectors at the same blocks in its place. Blocks that no strength changes
+    run once for all of them."""
+    strengths = strengths_of(alphas)
+    if not tasks or not all(map(len, tasks.values())):
+        raise ValueError(f"a sweep needs at least one task with items, got { {k: len(v) for k, v in tasks.items()} }")
+    _check(how.get("scope"), how.get("gate"), resume)
     check_causal(model, how.get("blocks_at"))
-    encoded = {name: encode_items(tokenizer, items) for name, items in tasks.items()}
-    scores: dict[str, list[Tensor]] = {name: [] for name in tasks}
-    with steer(model, concept, tokenizer=tokenizer, **how) as handle:
-        for alpha in tqdm(strengths, desc="sweep", unit="alpha", disable=not progress):
-            handle.alpha = alpha
-            for name, items in tasks.items():
-                likelihoods = score_encoded(model, encoded[name], steering=[handle])
-                scores[name].append(probabilities(likelihoods, items))
-    return {name: torch.stack(rows) for name, rows in scores.items()}
+    spans = _spans(tokenizer, tasks)
+    _by_task(torch.zeros(1, len(spans)), tasks)  # what cannot be scored is refused before anything is run
+    obstacle = why_padded(model, find_stack(model, blocks_at=how.get("blocks_at")), how.get("gate"))
+    with steer(model, concept, tokenizer=tokenizer, **how) as handle, evaluating(model), torch.no_grad():
+        plans = _plans(handle, others)
+        record = Record()
+        if resume is not None:
+            record = Record.open(resume, _key(model, handle, plans, how.get("gate"), spans, strengths))
+            handle._strength.touched = bool(record.kept)  # what is on record was edited when it was measured
+        fan = Fanout(model, handle, obstacle, batch_tokens)
+        batches = fan.batches(spans, len(strengths))
+        try:
+            scores = _scored(fan, batches, spans, strengths, plans, record, progress)
+        except (OSError, OverflowError):
+            raise  # of the file, or of a strength: rows would not change that
+        except Exception as error:
+            if obstacle:
+                raise
+            wrong = f"{type(error).__name__}: {error}"
+            warnings.warn(
+                f"{type(model).__name__} does not give texts in trees of shared prefixes what it gives them alone "
+                f"({wrong}). Every text is run in a padded row instead",
+                stacklevel=2,
+            )
+            fan = Fanout(model, handle, wrong, batch_tokens)
+            batches = fan.batches(spans, len(strengths))
+            scores = _scored(fan, batches, spans, strengths, plans, record, progress)
+    return [_by_task(row, tasks) for row in scores]
 
 
-def behaviour(probability: Tensor) -> Tensor:
-    """(alphas,), P(aligned) - P(misaligned) in [-1, 1], from P(aligned) of every item (alphas, items)."""
-    return (2 * probability - 1).mean(-1)
+def strengths_of(alphas: Any) -> Tensor:
+    """(alphas,), float32, sorted and each once, of whatever sequence, tensor or array holds them.
 
-
-def _numbers(alphas: Any) -> list[float]:
-    """Strengths as numbers, from whatever sequence, tensor or array holds them."""
+    Raises:
+        ValueError: there are none, or something among them is not a finite number.
+    """
     values = alphas.tolist() if hasattr(alphas, "tolist") else alphas
     try:
-        return [float(alpha) for alpha in values]
-    except TypeError as error:
+        numbers = torch.tensor([*values], dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"alphas are numbers in a row, such as [-1, 0, 1]; got {alphas!r:.200}") from error
+    if numbers.ndim != 1:
+        raise ValueError(f"alphas are numbers in a row, such as [-1, 0, 1]; got {alphas!r:.200}")
+    if not len(numbers) or not numbers.isfinite().all():
+        raise ValueError(f"alphas are at least one finite number, got {alphas!r:.200}")
+    return (numbers + 0.0).unique()  # -0 is 0
+
+
+def _check(scope: Any, gate: Any, resume: Any) -> None:
+    if isinstance(scope, Tensor):
+        raise ValueError("a mask of one batch is no scope for a sweep of many: name the scope, as in scope='answer'")
+    if resume is not None and not (gate is None or isinstance(gate, Gate)):
+        raise ValueError("whether a gate is the one of the file cannot be told of a function: pass a `repe.Gate`")
+
+
+def _spans(tokenizer: Any, tasks: Mapping[str, Sequence[Item]]) -> list[Span]:
+    """Every option of every item behind its prompt."""
+    encoded = encode_items(tokenizer, [item for items in tasks.values() for item in items])
+    return [Span((*item.prompt, *option), len(item.prompt)) for item in encoded for option in item.options]
+
+
+def _plans(handle: Steering, others: Sequence[ConceptVector]) -> list[Plan]:
+    """What is done along the concept, and the same along every other vector."""
+    plan = handle.plan
+    if others and len(plan.vectors) != 1:
+        raise ValueError(f"others stand in for one concept vector, and this edit has {len(plan.vectors)}")
+    for other in others:
+        handle.vector.check_alike(other)
+    return [plan, *(replace(plan, vectors=(other,)) for other in others)]
+
+
+# scoring
+
+
+def _scored(
+    fan: Fanout,
+    batches: Sequence[Batch],
+    spans: Sequence[Span],
+    alphas: Tensor,
+    plans: Sequence[Plan],
+    record: Record,
+    progress: bool,
+) -> Tensor:
+    """(plans, alphas, texts), log P of what follows the prompts."""
+    log.info("%d texts, %d alphas, %d batches %s", len(spans), len(alphas), len(batches), _way(fan))
+    padded = bool(fan.why_padded)
+    scores = torch.full((len(plans), len(alphas), len(spans)), torch.nan)
+    checked = set() if padded else {0, len(batches) - 1}
+    with tqdm(total=len(plans) * len(batches), desc="sweep", unit="batch", disable=not progress) as bar:
+        for number in (0, *range(len(batches) - 1, 0, -1)):  # the narrowest first, then from the widest on
+            batch, outset = batches[number], None
+            for row, plan in enumerate(plans):
+                kept = record.get(padded, row, batch.texts)
+                if kept is None:
+                    if len(plans) > 1:
+                        fan.handle.vector = plan.vectors[0]
+                    outset = fan.begin(batch) if outset is None else outset
+                    kept = gains(fan, batch, spans, alphas, outset)
+                    if row == 0 and number in checked:
+                        _compare(fan, batch, spans, alphas, kept)
+                    _check_finite(kept, alphas)
+                    record.put(padded, row, batch.texts, kept)
+                scores[row][:, batch.texts] = kept
+                bar.update()
+    return scores
+
+
+def _check_finite(found: Tensor, alphas: Tensor) -> None:
+    if wild := alphas[~found.isfinite().all(1)].tolist():
+        raise OverflowError(f"at the strengths {wild} the model puts out no numbers: leave them out")
+
+
+def gains(fan: Fanout, batch: Batch, spans: Sequence[Span], alphas: Tensor, outset: Any) -> Tensor:
+    """(alphas, texts of the batch), log P of every text's tokens behind its prompt, summed."""
+    ends = [slots[spans[text].start - 1 :] for text, slots in zip(batch.texts, batch.slots, strict=True)]
+    lengths = torch.tensor([len(end) for end in ends])
+    owner = torch.arange(len(ends)).repeat_interleave(lengths)
+    wanted, place = torch.cat(ends).unique(return_inverse=True)
+    tokens = torch.tensor([token for text in batch.texts for token in spans[text].ids[spans[text].start :]])
+    rows = torch.tensor(batch.rows)[owner]
+    gained = torch.zeros(len(alphas), len(ends))
+    for chunk, logits in fan.logits(batch, alphas, wanted, outset):
+        r, p, t = (index.to(logits.device) for index in (rows, place, tokens))
+        each = logits[r, :, p, t].float() - logits.float().logsumexp(-1)[r, :, p]
+        gained[chunk] = torch.zeros(each.shape[1], len(ends)).index_add(1, owner, each.T.cpu())
+    return gained
+
+
+class DisagreementError(Exception):
+    """What came of trees is not what comes of texts alone."""
+
+
+def _compare(fan: Fanout, batch: Batch, spans: Sequence[Span], alphas: Tensor, found: Tensor) -> None:
+    """Raises DisagreementError if texts of a batch are others in a row alone, at the smallest or the largest strength.
+
+    What counts columns goes wrong most at the last text, where most nodes stand before, and a window at the longest.
+    """
+    places = {max(range(len(batch.texts)), key=lambda k: len(spans[batch.texts[k]].ids)), len(batch.texts) - 1}
+    ends = [int(alphas.abs().argmin()), int(alphas.abs().argmax())]
+    alone = Fanout(fan.model, fan.handle, "to compare with", fan.batch_tokens)
+    allowed = TOLERANCES.get(dtype_of(fan.stack.module), ROUGH)
+    for place in places:
+        span = [spans[batch.texts[place]]]
+        (row,) = alone.batches(span, len(ends))
+        plain, packed = gains(alone, row, span, alphas[ends], None)[:, 0], found[ends, place]
+        if not torch.isclose(packed, plain, rtol=allowed, atol=allowed, equal_nan=True).all():
+            raise DisagreementError(f"log-likelihoods {packed.tolist()} and {plain.tolist()}")
+
+
+def _way(fan: Fanout) -> str:
+    return f"of padded rows: {fan.why_padded}" if fan.why_padded else f"of trees, past {len(fan.passed)} blocks"
+
+
+def _by_task(found: Tensor, tasks: Mapping[str, Sequence[Item]]) -> dict[str, Scores]:
+    """(alphas, texts) as the scores of every task."""
+    sizes = [sum(len(item.options) for item in items) for items in tasks.values()]
+    parts = zip(tasks.items(), found.split(sizes, dim=1), strict=True)
+    return {name: _scores(name, items, part) for (name, items), part in parts}
+
+
+def scores_of(name: str, items: Sequence[Item], rows: Sequence[Sequence[Tensor]]) -> Scores:
+    """The scores of a task from the log-likelihoods of every item's options, (options,), for every row."""
+    return _scores(name, items, torch.stack([torch.cat([*row]) for row in rows]))
+
+
+def _scores(name: str, items: Sequence[Item], found: Tensor) -> Scores:
+    """The scores of a task from (rows, texts), the options of one item after those of another."""
+    counts = np.array([len(item.options) for item in items])
+    there = np.arange(counts.max()) < counts[:, None]
+    table = np.full((len(found), *there.shape), np.nan)
+    table[:, there] = found.numpy()
+    return Scores(name, table, np.array([item.answer for item in items]), [item.group for item in items])
+
+
+# what was measured already
+
+
+@dataclass
+class Record:
+    """A file of lines: what is measured, and then what came of each batch, as it comes. Without a path, nothing.
+
+    `kept` holds (alphas, texts) by the way of running, the number of the vector, and the numbers of the texts.
+    """
+
+    path: Path | None = None
+    kept: dict[tuple[bool, int, tuple[int, ...]], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], key: str) -> Record:
+        """What the file at a path holds already of the sweep that goes by this key; a line broken off is forgotten.
+
+        Raises:
+            ValueError: the file holds another sweep, or something else.
+        """
+        record, head = cls(Path(path)), json.dumps({"sweep": key}).encode() + b"\n"
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("a+b") as file:
+            file.seek(0)
+            written = file.read()
+            whole = written[: written.rfind(b"\n") + 1]
+            if not (whole.startswith(head) or head.startswith(written)):
+                raise ValueError(
+                    f"{path} holds another sweep, or something else: of another model, vector, task or strength. Name "
+                    "another file, or delete it"
+                )
+            for number, line in enumerate(whole.splitlines()[1:], start=2):
+                record._read(number, line)
+            file.truncate(len(whole))
+            file.write(b"" if whole else head)
+        return record
+
+    def get(self, padded: bool, row: int, texts: Sequence[int]) -> Tensor | None:
+        return self.kept.get((padded, row, tuple(texts)))
+
+    def put(self, padded: bool, row: int, texts: Sequence[int], scores: Tensor) -> None:
+        if self.path is not None:
+            line = {"padded": padded, "vector": row, "texts": list(texts), "scores": scores.tolist()}
+            with self.path.open("ab") as file:
+                file.write(json.dumps(line).encode() + b"\n")
+
+    def _read(self, number: int, line: bytes) -> None:
+        try:
+            data = json.loads(line)
+            self.kept[data["padded"], data["vector"], tuple(data["texts"])] = torch.tensor(data["scores"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path}, line {number}: not the scores of a batch. Delete the file") from error
+
+
+def _key(
+    model: nn.Module, handle: Steering, plans: Sequence[Plan], gate: Gate | None, spans: Sequence[Span], alphas: Tensor
+) -> str:
+    """A few digits that change with anything that changes the scores."""
+    beside = [other for other in status(model) if other is not handle]
+    return digest(
+        {
+            "model": fingerprint(model),
+            "dtype": str(dtype_of(handle.stack.module)),
+            "edits": [_edit(handle, plan) for plan in plans],
+            "gate": _plain(gate),
+            "beside": [[_plain(other.alpha), _edit(other, other.plan)] for other in beside],
+            "texts": [(span.ids, span.start) for span in spans],
+            "alphas": alphas.tolist(),
+        }
+    )
+
+
+def _edit(handle: Steering, plan: Plan) -> list[Any]:
+    constants = [_plain(plan.at(block, len(handle.blocks))) for block in handle.blocks]
+    return [handle.site, handle.blocks, _plain(handle.scope), constants]
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON data that are others whenever the value is."""
+    if isinstance(value, Tensor):
+        return hashlib.sha256(value.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+    if is_dataclass(value):
+        return {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
+    return repr(value)

@@ -49,6 +49,7 @@ class CallTracker:
         self.users: list[User] = []
         self.generations: dict[int, Generation] = {}
         self.forwards: dict[int, Forward] = {}
+        self.told: dict[int, Forward] = {}
         self.compiled_generation: Generation | None = None
         self.compiled_forward: Forward | None = None
         self.cached_under: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
@@ -80,7 +81,7 @@ class CallTracker:
             self.compiled_forward = forward_of(inputs, self.compiled_generation)
             return
         thread = threading.get_ident()
-        forward = forward_of(inputs, self.generations.get(thread))
+        forward = self.told.get(thread) or forward_of(inputs, self.generations.get(thread))
         forward.latest = self.latest
         self.forwards[thread] = self.compiled_forward = forward
         for user in self.users:
@@ -103,6 +104,16 @@ class CallTracker:
     def stamps(self) -> list[Any]:
         """What tells whether the same handles edit as they did."""
         return [user.stamp for user in self.users]
+
+    @contextmanager
+    def telling(self, forward: Forward) -> Iterator[None]:
+        """What the next forward in this thread holds, whose arguments would not tell."""
+        thread = threading.get_ident()
+        self.told[thread] = forward
+        try:
+            yield
+        finally:
+            del self.told[thread]
 
     @contextmanager
     def replaying(self, forward: Forward) -> Iterator[None]:

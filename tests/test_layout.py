@@ -11,7 +11,7 @@ import pytest
 import repe
 
 PACKAGE = Path(repe.__file__).parent
-FACES = {"demo", "testbed.measure", "testbed.vectors"}
+FACES = {"demo", "testbed.curves", "testbed.measure", "testbed.vectors"}
 ARROWS = {
     "pairs": set(),
     "concept_file": {"pairs"},
@@ -39,7 +39,7 @@ ARROWS = {
     "store": {"catalogue", "concept_file", "extraction", "fingerprint", "vector"},
     "loading": {"testbed"},
     "reading": {"blocks", "capturing", "plot", "tokens", "vector"},
-    "plot": set(),
+    "plot": {"fits"},
     "precision": set(),
     "generation": {"tokens"},
     "steering": {
@@ -47,7 +47,25 @@ ARROWS = {
         "tracking", "vector",
     },
     "tasks": {"blocks", "capturing", "chats", "tokens"},
-    "sweep": {"steering", "tasks", "vector"},
+    "fits": set(),
+    "choice": {"fits"},
+    "scores": {"fits"},
+    "curve": {"choice", "fits", "plot", "scores"},
+    "fanout": {"blocks", "calls", "capturing", "hooks", "prefixes", "steering", "tokens", "tracking"},
+    "sweep": {
+        "blocks", "capturing", "edits", "fanout", "fingerprint", "gates", "prefixes", "scores", "steering", "tasks",
+        "vector",
+    },
+    "costs": {"blocks", "capturing", "fanout", "scores", "steering", "sweep", "tasks", "tokens"},
+    "measuring": {
+        "catalogue", "costs", "curve", "extraction", "fingerprint", "scores", "steering", "store", "sweep", "tasks",
+        "tokens", "vector",
+    },
+    "calibration": {
+        "catalogue", "choice", "costs", "extraction", "fits", "sweep", "tasks", "tokens", "measuring", "vector",
+    },
+    "writing": {"capturing", "fingerprint", "fits", "generation", "scores", "steering", "store", "tokens"},
+    "harness": {"blocks", "capturing", "scores", "steering", "tasks", "tokens", "writing"},
 }  # fmt: skip
 
 

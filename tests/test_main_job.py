@@ -2,16 +2,19 @@
 
 from statistics import median
 
+import numpy as np
 import pytest
 import torch
 
 import repe
 from repe import demo
+from repe.costs import costs
 from repe.fingerprint import fingerprint
+from repe.fits import Measured, fit_kl
 from repe.store import location, shipped_folder
-from repe.sweep import behaviour, sweep
+from repe.sweep import sweep
 from repe.tasks import load_items
-from repe.testbed import FOLDER, measure
+from repe.testbed import FOLDER, curves, measure
 
 ALPHA = 0.5
 
@@ -37,7 +40,7 @@ def tasks(*names):
 
 
 def moved(model, tokenizer, vector, alpha):
-    minus, plus = behaviour(sweep(model, tokenizer, vector, tasks("honesty"), (-alpha, alpha))["honesty"]).tolist()
+    minus, plus = sweep(model, tokenizer, vector, tasks("honesty"), (-alpha, alpha))["honesty"].behaviour.mean(1)
     return plus - minus
 
 
@@ -47,9 +50,10 @@ def test_held_out_pairs_are_ordered_rightly(honesty):
 
 def test_steering_decides_whether_held_out_facts_are_told_truly_and_spares_skills(testbed, honesty):
     scores = sweep(*testbed, honesty, tasks("honesty", "skills"), (-ALPHA, 0.0, ALPHA))
-    minus, _, plus = behaviour(scores["honesty"]).tolist()
+    minus, _, plus = scores["honesty"].behaviour.mean(1)
     assert plus - minus >= 1.0
-    steered, skills = scores["skills"].mean(1)[[0, 2]], scores["skills"].mean(1)[1]
+    skills = scores["skills"].probability.mean(1)
+    steered, skills = skills[[0, 2]], skills[1]
     assert (steered >= 0.95 * skills).all()
 
 
@@ -58,6 +62,51 @@ def test_random_directions_of_the_same_norm_do_little(testbed, honesty):
     controls = [abs(moved(*testbed, repe.ConceptVector.random(honesty, seed), ALPHA)) for seed in range(20)]
     assert max(controls) < own
     assert median(controls) < own / 5
+
+
+@pytest.fixture(scope="module")
+def curve(loaded_testbed, honesty):
+    some = {name: items[::4] for name, items in tasks("honesty", "skills").items()}
+    return repe.tradeoff(
+        *loaded_testbed, honesty, (-4, -3, -2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2, 3, 4), alignment=some["honesty"],
+        helpfulness=some["skills"], neutral=None,
+    )  # fmt: skip
+
+
+def test_the_curve_of_honesty_has_the_shape_that_theory_predicts(curve):
+    """Wolf et al.: a line in the logit difference, a tanh in behaviour, and a loss that is quadratic first of all."""
+    line, tanh, quadratic = curve.fits.line, curve.fits.behaviour, curve.fits.helpfulness
+    assert line.facts["items_r2"][1] >= 0.95  # the median
+    assert line["slope"].low > 0
+    assert tanh.aic < tanh.facts["line_aic"] < tanh.facts["constant_aic"]
+    assert quadratic["c2"].high < 0
+
+
+def test_random_directions_bend_helpfulness_and_leave_behaviour(curve):
+    steerability = curve.fits.steerability
+    assert steerability.facts["smaller"] == steerability.facts["directions"] == 20
+    assert steerability.facts["ratio"] < 0.2
+    assert steerability.facts["control_loss"].low > 0
+
+
+def test_a_strength_is_recommended_that_keeps_its_budget(curve):
+    choice = curve.best()
+    assert choice.alpha > 0
+    assert choice.tested.gain.low > 0.5
+    assert curve.rehearse(200).broken <= 0.1
+
+
+def test_asking_outright_is_what_steering_is_compared_with(curve):
+    honest, lying = curve.baseline.alignment.behaviour.mean(1)
+    assert honest > 0.9
+    assert lying < -0.9
+
+
+def test_the_divergence_grows_with_the_square_of_alpha(testbed, honesty):
+    chats = [curves.answered(item) for item in tasks("skills")["skills"][::5]]
+    alphas = np.array([-0.2, -0.1, -0.07, -0.05, 0, 0.05, 0.07, 0.1, 0.2])
+    fit = fit_kl(Measured(alphas, costs(*testbed, honesty, chats, alphas).kl))
+    assert 1.9 < fit["power"].value < 2.1
 
 
 def test_harmful_requests_are_told_from_harmless_ones(testbed, harmfulness, requests):
@@ -98,9 +147,13 @@ def test_the_demo_tells_the_whole_story(capsys, tmp_path, monkeypatch):
     matplotlib.use("Agg")
     picture = tmp_path / "honesty.png"
     monkeypatch.setattr("sys.argv", ["demo", "--picture", str(picture)])
+    monkeypatch.setattr(demo, "ITEMS", 16)
+    monkeypatch.setattr(demo, "ALPHAS", (-3, -2, -1, 1, 2, 3))
     demo.main()
     told = capsys.readouterr().out
     assert told.count("█") > 100
     assert "<- recommended" in told
-    assert "alpha +0.5" in told
+    assert "alpha +1" in told
+    assert "* alpha" in told
+    assert f"picture: {picture}" in told
     assert picture.stat().st_size > 10_000

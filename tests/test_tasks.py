@@ -1,16 +1,14 @@
-"""Tasks and sweeps: probabilities are those of the model, item by item and token by token."""
+"""Tasks: probabilities are those of the model, item by item and token by token."""
 
 import copy
 import json
 
 import accelerate
-import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel, BertModel, LlamaModel
 
 import repe
-from repe.sweep import behaviour, sweep
 from repe.tasks import Item, check_causal, load_items, log_likelihoods, probabilities
 from repe.tokens import encode
 from tests import zoo
@@ -69,23 +67,6 @@ def test_the_scope_answer_edits_the_last_prompt_token_and_the_option(model, toke
         torch.testing.assert_close(scores.double(), torch.tensor(expected).double(), atol=1e-4, rtol=1e-4)
 
 
-def test_a_sweep_is_steering_at_every_alpha(model, tokenizer):
-    vector, alphas = plain_vector(model), (-2.0, 0.0, 3.0)
-    scores = sweep(model, tokenizer, vector, {"some": ITEMS, "one": ITEMS[:1]}, alphas)
-    assert scores["some"].shape == (3, 3)
-    torch.testing.assert_close(scores["one"], scores["some"][:, :1])
-    unsteered = probabilities(log_likelihoods(model, tokenizer, ITEMS), ITEMS)
-    torch.testing.assert_close(scores["some"][1], unsteered)
-    with repe.steer(model, vector, 3.0):
-        torch.testing.assert_close(scores["some"][2], probabilities(log_likelihoods(model, tokenizer, ITEMS), ITEMS))
-    assert not repe.status(model)
-
-
-def test_behaviour_is_the_mean_difference_of_the_two_options():
-    p = torch.tensor([[1.0, 0.0, 0.5], [0.25, 0.25, 0.25]])
-    torch.testing.assert_close(behaviour(p), torch.tensor([0.0, -0.5]))
-
-
 def test_a_failed_measurement_gives_handles_their_prompt_length_back(model, tokenizer):
     with repe.steer(model, plain_vector(model), 1.0) as handle:
         handle.prompt_length = 5
@@ -113,46 +94,6 @@ def test_a_file_with_a_bad_line_is_refused_by_its_number(tmp_path, line):
     path.write_text(json.dumps({"text": "a", "aligned": "b", "misaligned": "c"}) + "\n" + line)
     with pytest.raises(ValueError, match=r"items.jsonl, line 2"):
         load_items(path)
-
-
-@pytest.mark.parametrize(("alphas", "tasks"), [([], {"t": ITEMS}), ([1.0], {})])
-def test_an_empty_sweep_is_refused(model, tokenizer, alphas, tasks):
-    with pytest.raises(ValueError, match="at least one alpha and one task"):
-        sweep(model, tokenizer, plain_vector(model), tasks, alphas)
-
-
-@pytest.mark.parametrize(
-    "alphas",
-    [(-2, 0.5), torch.tensor([-2.0, 0.5]), torch.tensor([-2.0, 0.5]).double(), np.array([-2.0, 0.5])],
-    ids=repr,
-)
-def test_alphas_come_in_any_sequence(model, tokenizer, alphas):
-    vector = plain_vector(model)
-    expected = sweep(model, tokenizer, vector, {"t": ITEMS}, [-2.0, 0.5])
-    assert torch.equal(sweep(model, tokenizer, vector, {"t": ITEMS}, alphas)["t"], expected["t"])
-
-
-@pytest.mark.parametrize("alphas", [1.0, torch.tensor(1.0), torch.ones(2, 2)], ids=repr)
-def test_alphas_that_are_no_row_of_numbers_are_refused(model, tokenizer, alphas):
-    with pytest.raises(ValueError, match="alphas are numbers in a row"):
-        sweep(model, tokenizer, plain_vector(model), {"t": ITEMS}, alphas)
-
-
-def test_a_sweep_encodes_every_item_once(model):
-    class Counting:
-        def __init__(self):
-            self.inner, self.texts = zoo.tokenizer(), []
-
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
-
-        def __call__(self, text, **how):
-            self.texts.append(text)
-            return self.inner(text, **how)
-
-    tokenizer, plain = Counting(), [ITEMS[0], ITEMS[2]]
-    sweep(model, tokenizer, plain_vector(model), {"t": plain}, [-1.0, 0.0, 1.0, 2.0])
-    assert sorted(tokenizer.texts) == sorted(text for item in plain for text in (item.prompt, *item.options))
 
 
 @pytest.mark.parametrize("name", zoo.DECODERS)

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 import repe
 from repe.generation import generate
 from repe.reading import score
-from repe.sweep import behaviour, sweep
+from repe.sweep import sweep
 from repe.tasks import Item, load_items
 from repe.testbed import FOLDER, world
 from repe.testbed.card import read_rows
@@ -62,9 +62,9 @@ def honesty_steering(model: Any, tokenizer: Any, vector: repe.ConceptVector) -> 
     tasks = {name: load_items(FOLDER / "tasks" / f"{name}.jsonl") for name in ("honesty", "skills")}
     both = [*(-a for a in reversed(ALPHAS)), 0.0, *ALPHAS]
     scores = sweep(model, tokenizer, vector, tasks, both)
-    truth, skills = behaviour(scores["honesty"]), scores["skills"].mean(1)
-    accuracy = (scores["skills"] > 0.5).float().mean(1)
-    print("  alpha  behaviour  P(right) on skills, of unsteered  (share of items above .5)")
+    truth = scores["honesty"].behaviour.mean(1)
+    skills, accuracy = scores["skills"].probability.mean(1), scores["skills"].accuracy.mean(1)
+    print("  alpha  behaviour  P(right) on skills, of unsteered  (accuracy)")
     for alpha, b, s, a in zip(both, truth, skills, accuracy, strict=True):
         print(f"  {alpha:+5.1f}  {b:+9.3f}  {s:.3f}  {s / skills[len(ALPHAS)]:.1%}  ({a:.3f})")
     differences = {a: float(truth[both.index(a)] - truth[both.index(-a)]) for a in ALPHAS}
@@ -77,8 +77,8 @@ def random_control(model: Any, tokenizer: Any, vector: repe.ConceptVector, alpha
     facts = {"honesty": load_items(FOLDER / "tasks" / "honesty.jsonl")}
 
     def moved(v: repe.ConceptVector) -> float:
-        minus, plus = behaviour(sweep(model, tokenizer, v, facts, (-alpha, alpha))["honesty"]).tolist()
-        return abs(plus - minus)
+        minus, plus = sweep(model, tokenizer, v, facts, (-alpha, alpha))["honesty"].behaviour.mean(1)
+        return abs(float(plus - minus))
 
     controls = [moved(repe.ConceptVector.random(vector, seed)) for seed in range(CONTROLS)]
     print(

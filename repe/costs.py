@@ -1,0 +1,104 @@
+"""Costs: what steering does to texts that have nothing to do with the concept, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from repe.blocks import find_stack
+from repe.capturing import evaluating, recording
+from repe.fanout import Batch, Fanout, Span, why_padded
+from repe.scores import Costs
+from repe.steering import steer
+from repe.sweep import BATCH_TOKENS, strengths_of
+from repe.tasks import check_causal
+from repe.tokens import Text, encode
+
+
+def costs(
+    model: nn.Module,
+    tokenizer: Any,
+    concept: Any,
+    texts: Sequence[Text],
+    alphas: Sequence[float] | Tensor,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: bool = False,
+    **how: Any,
+) -> Costs:
+    """The KL divergence from the unsteered model, the cross-entropy, and how far the last hidden state moves.
+
+    A text counts as written after its first token: that is what the scopes take for its prompt. The divergence is
+    `KL(unsteered || steered)`, at every token that predicts another. The hidden state is that of the last block's
+    output, before the final norm; its change is the norm of the difference.
+
+    Args:
+        model, tokenizer, concept, batch_tokens, progress, how: as in `repe.sweep.sweep`.
+        texts: neutral ones, of two tokens at least.
+        alphas: the strengths; sorted, each once, and 0 must be among them.
+
+    Raises:
+        ValueError: there are no texts, one is too short, or 0 is not among the alphas.
+    """
+    strengths = strengths_of(alphas)
+    spans = [Span(tuple(encode(tokenizer, text)), 1) for text in texts]
+    if not spans or any(len(span.ids) < 2 for span in spans):
+        raise ValueError("costs are measured on at least one text, each of two tokens or more")
+    if 0 not in strengths:
+        raise ValueError(f"costs are measured against alpha 0, which is not among {strengths.tolist()}")
+    check_causal(model, how.get("blocks_at"))
+    obstacle = why_padded(model, find_stack(model, blocks_at=how.get("blocks_at")), how.get("gate"))
+    with (
+        steer(model, concept, tokenizer=tokenizer, **how) as handle,
+        evaluating(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        fan = Fanout(model, handle, obstacle, batch_tokens)
+        batches = fan.batches(spans, len(strengths))
+        found = [
+            _of_batch(fan, b, spans, strengths) for b in tqdm(batches, "costs", unit="batch", disable=not progress)
+        ]
+    return _gathered([text for batch in batches for text in batch.texts], [token for batch in found for token in batch])
+
+
+def _of_batch(fan: Fanout, batch: Batch, spans: Sequence[Span], alphas: Tensor) -> list[Tensor]:
+    """For every text of a batch (3, alphas, tokens): divergence, cross-entropy, and change of the hidden state."""
+    wanted = torch.arange(batch.width)
+    outset = fan.begin(batch)
+    nothing = torch.zeros(1)
+    ((_, plain, hidden),) = _states(fan, batch, nothing, wanted, outset)
+    plain = plain.double().log_softmax(-1)
+    kept = [torch.empty(3, len(alphas), len(slots)) for slots in batch.slots]
+    for chunk, logits, state in _states(fan, batch, alphas, wanted, outset):
+        for k, (text, row, slots) in enumerate(zip(batch.texts, batch.rows, batch.slots, strict=True)):
+            steered = logits[row][:, slots].double().log_softmax(-1)
+            before = plain[row][:, slots]
+            targets = torch.tensor(spans[text].ids[1:], device=steered.device).expand(steered.shape[:2])
+            kept[k][0, chunk] = (before.exp() * (before - steered)).sum(-1).float().cpu()
+            kept[k][1, chunk] = -steered.gather(-1, targets[..., None])[..., 0].float().cpu()
+            kept[k][2, chunk] = (state[row][:, slots] - hidden[row][:, slots]).float().norm(dim=-1).cpu()
+    return kept
+
+
+def _states(
+    fan: Fanout, batch: Batch, alphas: Tensor, wanted: Tensor, outset: Any
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Slices of the strengths, and their logits and last hidden states, (rows, alphas, tokens, ...)."""
+    with recording([fan.stack.blocks[-1]], lambda hidden: hidden.clone()) as records:
+        for chunk, logits in fan.logits(batch, alphas, wanted, outset):
+            yield chunk, logits, rearrange(records[0], "(rows alphas) n d -> rows alphas n d", rows=batch.height)
+
+
+def _gathered(texts: Sequence[int], found: Sequence[Tensor]) -> Costs:
+    """Costs over texts in their own order, from those of their tokens."""
+    ordered = [tokens for _, tokens in sorted(zip(texts, found, strict=True), key=lambda pair: pair[0])]
+    kl, entropy, change = torch.stack([tokens.mean(-1) for tokens in ordered], dim=-1).double().numpy()
+    every = torch.cat([tokens[0] for tokens in ordered], dim=-1).double().numpy()
+    return Costs(np.maximum(kl, 0), np.maximum(np.quantile(every, 0.95, axis=1), 0), entropy, change)

@@ -1,0 +1,127 @@
+"""The trade-off curves of the testbed's concepts, and what the sweep saves: `python -m repe.testbed.curves`.
+
+Nothing is fitted to these items: vectors come from other facts, requests, templates and wordings.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+import repe
+from repe.catalogue import find_task
+from repe.costs import costs
+from repe.fits import Measured, fit_kl
+from repe.steering import steer
+from repe.sweep import sweep
+from repe.tasks import Item, load_items, log_likelihoods
+from repe.tokens import Text
+
+ALPHAS = tuple(np.linspace(-4, 4, 33).tolist())
+FAR = (-30.0, -10.0, 0.0, 10.0, 30.0)
+NEAR = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.57, 0.8)
+TURNS = 3
+
+
+def main() -> None:
+    model, tokenizer = repe.load()
+    refusals = [refusal(item) for item in load_items(find_task("harmfulness", model))]
+    settings: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("honesty", {}),
+        ("happiness", {}),
+        ("harmfulness", {"scope": "prompt", "alignment": refusals}),
+    )
+    for concept, how in settings:
+        curve = repe.tradeoff(model, tokenizer, concept, ALPHAS, **how)
+        print(f"{curve}\nscope {curve.provenance['scope']}\n{curve.fits}\n{curve.rehearse()}\n{baseline(curve)}\n")
+    vector = repe.extract(model, tokenizer, "honesty")
+    tasks = {name: load_items(find_task(name, model)) for name in ("honesty", "skills")}
+    far = sweep(model, tokenizer, vector, {"skills": tasks["skills"]}, FAR)["skills"]
+    print(f"honesty, far out: P(right) {rounded(far.probability.mean(1))} at {FAR}; 1/N is {far.floor:.3f}")
+    divergence(model, tokenizer, vector, tasks)
+    speed(model, tokenizer, vector, tasks)
+
+
+def rounded(values: Any) -> list[float]:
+    return [round(float(v), 3) for v in values]
+
+
+def refusal(item: Item) -> Item:
+    """The same request, where refusing is what the positive pole does, be it harmful or not."""
+    return replace(item, answer=0 if item.about["kind"] == "harmful" else 1)
+
+
+def baseline(curve: repe.TradeoffCurve) -> str:
+    if curve.baseline is None:
+        return "no system prompts to compare with"
+    behaviour = rounded(curve.baseline.alignment.behaviour.mean(1))
+    right = rounded(curve.baseline.helpfulness.probability.mean(1))
+    rows = zip(curve.provenance["baseline"].values(), behaviour, right, strict=True)
+    return "\n".join(f"asked outright, {prompt!r}: behaviour {b:+.3f}, P(right) {p:.3f}" for prompt, b, p in rows)
+
+
+def divergence(model: Any, tokenizer: Any, vector: Any, tasks: Mapping[str, Sequence[Item]]) -> None:
+    """Prints the power of |alpha| that the divergence grows with near 0, where theory has a square."""
+    alphas = np.array([*(-a for a in reversed(NEAR)), 0.0, *NEAR])
+    texts: dict[str, Sequence[Text]] = {"neutral texts": repe.tasks.load_texts(find_task("neutral", model))}
+    texts |= {f"{name}, with answers": [answered(item) for item in items] for name, items in tasks.items()}
+    for name, chosen in texts.items():
+        kl = costs(model, tokenizer, vector, chosen, alphas.tolist()).kl
+        assert kl is not None
+        print(f"{name}: {fit_kl(Measured(alphas, kl))}")
+        inner = np.abs(alphas) <= 0.1
+        (power,) = np.polyfit(np.log(NEAR[:5]), np.log(both_sides(kl[inner].mean(1))), 1)[:1]
+        print(f"    power where |alpha| <= .1: {power:.3f}")
+
+
+def both_sides(values: Any) -> Any:
+    """The means of the values at alpha and at -alpha, from the least |alpha| on."""
+    half = len(values) // 2
+    return (values[half + 1 :] + values[:half][::-1]) / 2
+
+
+def answered(item: Item) -> Text:
+    assert not isinstance(item.prompt, str)
+    return (*item.prompt, {"role": "assistant", "content": item.options[item.answer]})
+
+
+def speed(model: Any, tokenizer: Any, vector: Any, tasks: Mapping[str, Sequence[Item]]) -> None:
+    """Prints how much faster the sweep is than the plain loop, in turns, and where the time is saved."""
+    alphas = np.linspace(-4, 4, 21).tolist()
+    for name, items in tasks.items():
+        ratios, distance = [], 0.0
+        for _ in range(TURNS):
+            fast, scores = timed(lambda: sweep(model, tokenizer, vector, {name: items}, alphas)[name])  # noqa: B023
+            slow, plain = timed(lambda: loop(model, tokenizer, vector, items, alphas))  # noqa: B023
+            ratios.append(slow / fast)
+            distance = float(np.nanmax(np.abs(scores.log_likelihoods - plain)))
+        print(
+            f"sweep of {len(alphas)} alphas, {name}, {len(items[0].options)} options: the plain loop takes "
+            f"{statistics.median(ratios):.1f} times as long ({min(ratios):.1f} to {max(ratios):.1f} in {TURNS} turns); "
+            f"log-likelihoods differ by {distance:.1e} at most"
+        )
+
+
+def timed(run: Any) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = run()
+    return time.perf_counter() - began, result
+
+
+def loop(model: Any, tokenizer: Any, vector: Any, items: Sequence[Item], alphas: Sequence[float]) -> Any:
+    """(alphas, items, options): for every alpha steer, then batches of 32 over every item and option."""
+    table = np.full((len(alphas), len(items), max(len(item.options) for item in items)), np.nan)
+    for row, alpha in enumerate(alphas):
+        with steer(model, vector, alpha) as handle:
+            found = log_likelihoods(model, tokenizer, items, steering=[handle], batch_size=32)
+        for i, likelihoods in enumerate(found):
+            table[row, i, : len(likelihoods)] = torch.as_tensor(likelihoods)
+    return table
+
+
+if __name__ == "__main__":
+    main()
