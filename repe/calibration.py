@@ -19,7 +19,7 @@ from repe.catalogue import Pairs, concept_of
 from repe.choice import UNCHANGED, Outcome, affordable, first_half
 from repe.costs import costs
 from repe.extraction import extract
-from repe.fits import Array, Measured, clusters_of
+from repe.fits import FEWEST_CLUSTERS, Array, Measured, clusters_of
 from repe.measuring import Task, items_of, texts_of
 from repe.sweep import BATCH_TOKENS, sweep
 from repe.tasks import Item
@@ -30,6 +30,7 @@ READERS = ("mean", "pca", "probe")
 STEPS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the farthest alpha: what is tried out at a block
 NEAREST, FARTHEST = 2.0**-6, 2.0**6  # alphas between which the limit is looked for
 PRECISE = 0.02  # of alpha
+SMALLEST = NEAREST * PRECISE  # what moves that much for less is rounding
 PER_ROUND = 7  # alphas that are tried at once: the interval shrinks to an eighth
 TEXTS = 24  # neutral ones, for the limit is looked for at every block
 
@@ -109,7 +110,7 @@ def calibrate(
     tokenizer: Any,
     concept: Pairs,
     *,
-    readers: Sequence[str] = READERS,
+    readers: str | Sequence[str] = READERS,
     blocks: Any = "all",
     alignment: Task | None = None,
     helpfulness: Task = "skills",
@@ -142,10 +143,13 @@ def calibrate(
     Sources: blocks by what writing there does, as Arditi et al. (arXiv 2406.11717) choose theirs; the divergence as the
     common measure of strength, as Tan et al. (arXiv 2407.12404).
     """
+    readers = [readers] if isinstance(readers, str) else list(readers)
+    if not readers:
+        raise ValueError("readers: name at least one, such as 'mean'")
     if not (limit > 0 and budget > 0):
         raise ValueError(f"limit (nats) and budget (a share) are positive, got {limit} and {budget}")
     source = concept_of(concept, model)
-    aligned, helpful = items_of(alignment or source.name, model), items_of(helpfulness, model)
+    aligned, helpful = items_of(source.name if alignment is None else alignment, model), items_of(helpfulness, model)
     texts = list(texts_of(neutral, model))[:TEXTS]
     if not texts:
         raise ValueError("calibration needs neutral texts, on which the divergence is limited: got none")
@@ -195,10 +199,12 @@ class Bench:
             return replace(untried, reason="held-out pairs show no distance between the poles there")
         at_block = replace(vector, recommended=(block,))
         farthest = self.farthest(at_block, sign)
+        if not farthest:
+            return replace(untried, reason=f"the limit, {self.limit:g} nats, is passed by every alpha above {SMALLEST}")
         alphas, gains, losses = self.measured(at_block, [step * farthest for step in STEPS], tasks, sign)
         loss = losses.estimates()
         usable = affordable(alphas, np.array([estimate.high <= self.budget for estimate in loss]))
-        usable &= (gains.mean > 0) & (alphas != 0)
+        usable &= [gain.low > 0 for gain in gains.estimates()]
         if not usable.any():
             reason = f"no alpha up to {farthest:+.3g} gains anything within the budget"
             return replace(untried, farthest=farthest, reason=reason)
@@ -211,7 +217,7 @@ class Bench:
         low, high = 0.0, NEAREST
         while high < FARTHEST and self.divergence(vector, [sign * high])[0] <= self.limit:
             low, high = high, 2 * high
-        while high - low > PRECISE * high:
+        while high - low > PRECISE * high and high > SMALLEST:
             between = np.linspace(low, high, PER_ROUND + 2)[1:-1]
             over = self.divergence(vector, (sign * between).tolist()) > self.limit
             reached = int(over.argmax()) if over.any() else len(between)
@@ -249,6 +255,8 @@ def halves(aligned: Sequence[Item], helpful: Sequence[Item], seed: int) -> tuple
         [[item for item, c in zip(items, names, strict=True) if (c in first) == here] for here in (True, False)]
         for items, names in zip((aligned, helpful), clusters, strict=True)
     ]
-    if not all(part for side in sides for part in side):
-        raise ValueError("both tasks need items of at least two groups, to choose on one half and test on the other")
+    if any(len({item.group or id(item) for item in part}) < FEWEST_CLUSTERS for side in sides for part in side):
+        raise ValueError(
+            f"both tasks need items of at least {2 * FEWEST_CLUSTERS} groups: one half chooses, and the other tests"
+        )
     return (sides[0][0], sides[1][0]), (sides[0][1], sides[1][1])

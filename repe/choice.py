@@ -207,6 +207,7 @@ class Rehearsal:
 def choose(curve: TradeoffCurve, budget: float = 0.05, *, seed: int = 0, sign: int | None = 1) -> Choice:
     """The strength with the largest gain of behaviour whose loss of helpfulness stays within a budget.
 
+    A gain counts where its interval is clear of 0, and where it is larger than along 95% of the control's directions.
     A random half of the clusters of either task chooses, the other half tests; a cluster that both tasks share goes to
     one half. What counts against the budget is the upper end of the loss's 95% interval.
 
@@ -252,9 +253,10 @@ def _choose(curve: TradeoffCurve, budget: float, sign: int | None, seed: int, ge
     wish = np.abs(gains.mean) if sign is None else sign * gains.mean
     expected = losses.estimates()
     at_most = np.array([loss.high for loss in expected])
-    usable = np.flatnonzero((wish > 0) & affordable(curve.alphas, at_most <= budget))
+    sure = _surely_gains(curve, gains)
+    usable = np.flatnonzero((wish > 0) & sure & affordable(curve.alphas, at_most <= budget))
     if not usable.size:
-        return _none(budget, sign, _why(curve.alphas, wish, expected, budget))
+        return _none(budget, sign, _why(curve.alphas, np.where(sure, wish, 0), expected, budget))
     best = usable[wish[usable].argmax()]
     wanted = sign or int(np.sign(gains.mean[best]))
     there = _outcomes(curve, {name: ~half for name, half in here.items()}, seed)
@@ -285,6 +287,15 @@ def _outcomes(curve: TradeoffCurve, items: Mapping[str, Array], seed: int) -> tu
     return gains, of("helpfulness", curve.helpfulness.probability).loss
 
 
+def _surely_gains(curve: TradeoffCurve, gains: Measured) -> Array:
+    """Where behaviour moves more than its interval allows for chance, and more than along 95% of random directions."""
+    sure = np.array([gain.low > 0 or gain.high < 0 for gain in gains.estimates()])
+    if curve.control is None:
+        return sure
+    moved = np.abs(curve.control.behaviour - curve.control.behaviour[:, curve.alphas == 0])
+    return sure & (np.abs(gains.mean) > np.quantile(moved, 0.95, axis=0))
+
+
 def affordable(alphas: Array, cheap: Array) -> Array:
     """Which alphas are cheap enough together with every one between them and 0."""
     above, below = cheap & (alphas >= 0), cheap & (alphas <= 0)
@@ -300,7 +311,7 @@ def _none(budget: float, sign: int | None, reason: str) -> Choice:
 def _why(alphas: Array, gain: Array, losses: list[Estimate], budget: float) -> str:
     gaining = np.flatnonzero(gain > 0)
     if not gaining.size:
-        return "no alpha on the grid gains anything in the wanted direction"
+        return "no alpha on the grid surely gains anything in the wanted direction, and more than random directions do"
     cheapest = min(gaining, key=lambda i: losses[i].high)
     loss = losses[cheapest]
     return (

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from repe.blocks import find_stack
 from repe.capturing import evaluating, recording
-from repe.fanout import Batch, Fanout, Span, why_padded
+from repe.fanout import Batch, Fanout, Span, compare, trusted, why_padded, witnesses
+from repe.prefixes import dtype_of
 from repe.scores import Costs
 from repe.steering import steer
 from repe.sweep import BATCH_TOKENS, strengths_of
 from repe.tasks import check_causal
-from repe.tokens import Text, encode
+from repe.tokens import Text, encode, needs_prompt_length
 
 
 def costs(
@@ -34,9 +35,10 @@ def costs(
 ) -> Costs:
     """The KL divergence from the unsteered model, the cross-entropy, and how far the last hidden state moves.
 
-    A text counts as written after its first token: that is what the scopes take for its prompt. The divergence is
-    `KL(unsteered || steered)`, at every token that predicts another. The hidden state is that of the last block's
-    output, before the final norm; its change is the norm of the difference.
+    A text counts as written after its first token, which is what the scopes take for its prompt; with scope="prompt",
+    or positions from the prompt's end, all of it counts as prompt. The divergence is `KL(unsteered || steered)`, at
+    every token that predicts another. The hidden state is that of the last block's output, before the final norm; its
+    change is the norm of the difference.
 
     Args:
         model, tokenizer, concept, batch_tokens, progress, how: as in `repe.sweep.sweep`.
@@ -47,7 +49,10 @@ def costs(
         ValueError: there are no texts, one is too short, or 0 is not among the alphas.
     """
     strengths = strengths_of(alphas)
-    spans = [Span(tuple(encode(tokenizer, text)), 1) for text in texts]
+    if isinstance(texts, str):
+        raise ValueError(f"expected a list of texts, got {texts!r:.80}")
+    rows = [tuple(encode(tokenizer, text)) for text in texts]
+    spans = [Span(row, len(row) if _is_of_the_prompt(how.get("scope", "all")) else 1) for row in rows]
     if not spans or any(len(span.ids) < 2 for span in spans):
         raise ValueError("costs are measured on at least one text, each of two tokens or more")
     if 0 not in strengths:
@@ -61,30 +66,58 @@ def costs(
         torch.no_grad(),
     ):
         fan = Fanout(model, handle, obstacle, batch_tokens)
-        batches = fan.batches(spans, len(strengths))
-        found = [
-            _of_batch(fan, b, spans, strengths) for b in tqdm(batches, "costs", unit="batch", disable=not progress)
-        ]
-    return _gathered([text for batch in batches for text in batch.texts], [token for batch in found for token in batch])
+        found = trusted(fan, spans, len(strengths), lambda fan, b: _measured(fan, b, spans, strengths, progress))
+    return _gathered(found)
+
+
+def _is_of_the_prompt(scope: Any) -> bool:
+    return needs_prompt_length(scope) and scope not in ("answer", "generated")
+
+
+def _measured(
+    fan: Fanout, batches: Sequence[Batch], spans: Sequence[Span], alphas: Tensor, progress: bool
+) -> list[Tensor]:
+    """For every text (3, alphas, tokens): divergence, cross-entropy, and change of the hidden state."""
+    found: dict[int, Tensor] = {}
+    for number, batch in enumerate(tqdm(batches, "costs", unit="batch", disable=not progress)):
+        kept = _of_batch(fan, batch, spans, alphas)
+        if not fan.why_padded and number in (0, len(batches) - 1):
+            _compare(fan, batch, spans, alphas, kept)
+        found |= dict(zip(batch.texts, kept, strict=True))
+    return [found[text] for text in range(len(spans))]
+
+
+def _compare(fan: Fanout, batch: Batch, spans: Sequence[Span], alphas: Tensor, found: Sequence[Tensor]) -> None:
+    """Raises DisagreementError if texts of a batch are others in a row alone, at the largest strength."""
+    ends = [int((alphas == 0).nonzero()), int(alphas.abs().argmax())]
+    alone = Fanout(fan.model, fan.handle, "to compare with", fan.batch_tokens)
+    for place in witnesses(batch, spans):
+        span = [spans[batch.texts[place]]]
+        (plain,) = _of_batch(alone, alone.batches(span, len(ends))[0], span, alphas[ends])
+        compare(found[place][1, ends], plain[1], dtype_of(fan.stack.module))
 
 
 def _of_batch(fan: Fanout, batch: Batch, spans: Sequence[Span], alphas: Tensor) -> list[Tensor]:
     """For every text of a batch (3, alphas, tokens): divergence, cross-entropy, and change of the hidden state."""
-    wanted = torch.arange(batch.width)
-    outset = fan.begin(batch)
-    nothing = torch.zeros(1)
-    ((_, plain, hidden),) = _states(fan, batch, nothing, wanted, outset)
-    plain = plain.double().log_softmax(-1)
+    wanted, outset = torch.arange(batch.width), fan.begin(batch)
+    ((_, plain, hidden),) = _states(fan, batch, torch.zeros(1), wanted, outset)
     kept = [torch.empty(3, len(alphas), len(slots)) for slots in batch.slots]
     for chunk, logits, state in _states(fan, batch, alphas, wanted, outset):
         for k, (text, row, slots) in enumerate(zip(batch.texts, batch.rows, batch.slots, strict=True)):
+            before = plain[row][:, slots].double().log_softmax(-1)
             steered = logits[row][:, slots].double().log_softmax(-1)
-            before = plain[row][:, slots]
             targets = torch.tensor(spans[text].ids[1:], device=steered.device).expand(steered.shape[:2])
             kept[k][0, chunk] = (before.exp() * (before - steered)).sum(-1).float().cpu()
             kept[k][1, chunk] = -steered.gather(-1, targets[..., None])[..., 0].float().cpu()
             kept[k][2, chunk] = (state[row][:, slots] - hidden[row][:, slots]).float().norm(dim=-1).cpu()
+    for tokens in kept:
+        _check_finite(tokens, alphas)
     return kept
+
+
+def _check_finite(found: Tensor, alphas: Tensor) -> None:
+    if wild := alphas[~found.isfinite().all(-1).all(0)].tolist():
+        raise OverflowError(f"at the strengths {wild} the model puts out no numbers: leave them out")
 
 
 def _states(
@@ -96,9 +129,8 @@ def _states(
             yield chunk, logits, rearrange(records[0], "(rows alphas) n d -> rows alphas n d", rows=batch.height)
 
 
-def _gathered(texts: Sequence[int], found: Sequence[Tensor]) -> Costs:
-    """Costs over texts in their own order, from those of their tokens."""
-    ordered = [tokens for _, tokens in sorted(zip(texts, found, strict=True), key=lambda pair: pair[0])]
-    kl, entropy, change = torch.stack([tokens.mean(-1) for tokens in ordered], dim=-1).double().numpy()
-    every = torch.cat([tokens[0] for tokens in ordered], dim=-1).double().numpy()
+def _gathered(found: Sequence[Tensor]) -> Costs:
+    """Costs of texts, from those of their tokens."""
+    kl, entropy, change = torch.stack([tokens.mean(-1) for tokens in found], dim=-1).double().numpy()
+    every = torch.cat([tokens[0] for tokens in found], dim=-1).double().numpy()
     return Costs(np.maximum(kl, 0), np.maximum(np.quantile(every, 0.95, axis=1), 0), entropy, change)

@@ -109,9 +109,9 @@ class TradeoffCurve(ByValue):
             raise ImportError("to_frame needs pandas, which is not installed: pip install pandas") from error
         return pandas.DataFrame(self.columns)
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draws the curve on matplotlib axes, and returns them: see `repe.plot.tradeoff`."""
-        return importlib.import_module("repe.plot").tradeoff(self, ax)
+    def plot(self, ax: Any = None, *, budget: float = 0.05) -> Any:
+        """Draws the curve on matplotlib axes, and returns the upper and the lower: see `repe.plot.tradeoff`."""
+        return importlib.import_module("repe.plot").tradeoff(self, ax, budget)
 
     def _table(self) -> tuple[list[str], list[list[str]], str]:
         """Heads, rows of a few strengths with a mark at the best, and what is said under them."""

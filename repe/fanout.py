@@ -9,11 +9,12 @@ text has a padded row for every strength, and nothing is passed over.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange, repeat
@@ -28,7 +29,11 @@ from repe.steering import Steering
 from repe.tokens import check_inside, in_scope, needs_prompt_length, pad
 from repe.tracking import tracker_of, trackers_of
 
-MOST_LOGITS = 2**27  # numbers at once: half a GiB in float32, whatever the vocabulary
+MOST_LOGITS = 2**27  # numbers at once, half a GiB in float32; a single text or tree may take more
+TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
+ROUGH = 0.25  # in half precision two ways of batching differ by about that much over a text
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Fanout:
         """
         if isinstance(self.handle.scope, tuple):
             check_inside(self.handle.scope, min(span.start for span in spans))
-        room = max(1, self.batch_tokens // strengths)
+        room = max(1, min(self.batch_tokens // strengths, MOST_LOGITS // self.vocabulary))
         if self.why_padded:
             order = sorted(range(len(spans)), key=lambda i: len(spans[i].ids))
             return [self._padded(spans, chunk) for chunk in _filled(order, lambda i: len(spans[i].ids) - 1, room)]
@@ -173,7 +178,7 @@ class Fanout:
 
     def _called(self, given: dict[str, Any], wanted: Tensor) -> Tensor:
         if self.picks:
-            return self.model(**given, use_cache=False, logits_to_keep=wanted.to(self.device)).logits
+            return self.model(**given, use_cache=False, logits_to_keep=wanted).logits
         logits = self.model(**given, use_cache=False).logits
         return logits[:, wanted + logits.shape[1] - given["input_ids"].shape[1]]  # virtual tokens may stand before
 
@@ -236,6 +241,47 @@ def _unpatch(block: nn.Module, before: Any) -> None:
         vars(block).pop("forward", None)
     else:
         block.forward = before
+
+
+class DisagreementError(Exception):
+    """What came of trees is not what comes of texts alone."""
+
+
+def trusted(
+    fan: Fanout, spans: Sequence[Span], strengths: int, measure: Callable[[Fanout, list[Batch]], Result]
+) -> Result:
+    """What `measure` makes of batches; of padded rows, and with a warning, where trees come out wrong."""
+    batches = fan.batches(spans, strengths)
+    try:
+        return measure(fan, batches)
+    except (OSError, OverflowError, MemoryError, torch.OutOfMemoryError):
+        raise  # of a file, a strength or the machine: rows would not change that
+    except Exception as error:
+        if fan.why_padded:
+            raise
+        wrong = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"{type(fan.model).__name__} does not give texts in trees of shared prefixes what it gives them alone "
+            f"({wrong}). Every text is run in a padded row instead",
+            stacklevel=3,
+        )
+        padded = Fanout(fan.model, fan.handle, wrong, fan.batch_tokens)
+        return measure(padded, padded.batches(spans, strengths))
+
+
+def witnesses(batch: Batch, spans: Sequence[Span]) -> set[int]:
+    """The places of the texts of a batch to compare with themselves alone: the longest, and the last.
+
+    What counts columns goes wrong most where most nodes stand before, and a window where most tokens do.
+    """
+    return {max(range(len(batch.texts)), key=lambda k: len(spans[batch.texts[k]].ids)), len(batch.texts) - 1}
+
+
+def compare(packed: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
+    """Raises DisagreementError if log-likelihoods from trees are not those of texts alone, as far as `dtype` tells."""
+    allowed = TOLERANCES.get(dtype, ROUGH)
+    if not torch.isclose(packed, plain, rtol=allowed, atol=allowed, equal_nan=True).all():
+        raise DisagreementError(f"log-likelihoods {packed.tolist()} and {plain.tolist()}")
 
 
 def why_padded(model: nn.Module, stack: Any, gate: Any) -> str:

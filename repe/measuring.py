@@ -41,7 +41,7 @@ def tradeoff(
     alignment: Task | None = None,
     helpfulness: Task | Scores = "skills",
     neutral: str | os.PathLike[str] | Sequence[Text] | None = "neutral",
-    controls: int = CONTROLS,
+    controls: int | None = None,
     baseline: Mapping[str, str] | bool = True,
     batch_tokens: int = BATCH_TOKENS,
     resume: str | os.PathLike[str] | None = None,
@@ -58,8 +58,10 @@ def tradeoff(
             the concept's own by default.
         helpfulness: the same for items with one right option; or what was measured of them elsewhere, at these alphas.
         neutral: texts on which divergence and cross-entropy are measured; None for none.
-        controls: random directions of the same norm, by seed from 0 on; 20 or more say something.
-        baseline: system prompts by name, to compare with; True for those of the concept, where it has them.
+        controls: random directions of the same norm, by seed from 0 on; 20 by default, for an edit that has a length,
+            along a vector, and with helpfulness measured here. Others have no such control.
+        baseline: system prompts by name, to compare with; True for those of the concept, where it has them and all
+            items are chats.
         batch_tokens, resume, progress: as in `repe.sweep.sweep`.
         how: for `repe.steer`, such as `blocks`, `edit` and `scope`: where scope="answer" edits from the last prompt
             token on, and the default everywhere.
@@ -78,22 +80,28 @@ def tradeoff(
     tasks = {"alignment": items_of(vector.concept if alignment is None else alignment, model)}
     if not isinstance(helpfulness, Scores):
         tasks["helpfulness"] = items_of(helpfulness, model)
-    others = [ConceptVector.random(vector, seed) for seed in range(controls)]
+    elif len(helpfulness.log_likelihoods) != len(strengths):
+        raise ValueError(
+            f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are "
+            f"{strengths.tolist()}, 0 among them"
+        )
+    texts, prompts = texts_of(neutral, model), _prompts(baseline, vector.concept, model, tasks)
+    with steer(model, vector, 0.0, tokenizer=tokenizer, **how) as handle, warnings.catch_warnings(action="ignore"):
+        handle.remove()  # it was put on to be asked where and how it edits
+    others = _others(vector, handle, controls, tasks)
     settings = {"batch_tokens": batch_tokens, "progress": progress, **how}
+    spent = costs(model, tokenizer, vector, texts, strengths, **settings) if texts else Costs()
     rows = sweeps(model, tokenizer, vector, others, tasks, strengths, resume=resume, **settings)
-    texts, prompts = texts_of(neutral, model), _prompts(baseline, vector.concept, model)
-    with steer(model, vector, 0.0, **how) as handle, warnings.catch_warnings(action="ignore"):
-        handle.remove()  # it was put on to be asked where it edits
     measured = rows[0] if not isinstance(helpfulness, Scores) else {**rows[0], "helpfulness": helpfulness}
     return TradeoffCurve(
         concept=vector.concept,
-        alphas=strengths.double().numpy(),
+        alphas=strengths.numpy(),
         alignment=_named(measured["alignment"], alignment, vector.concept),
         helpfulness=_named(measured["helpfulness"], helpfulness, "helpfulness"),
-        costs=costs(model, tokenizer, vector, texts, strengths, **settings) if texts else Costs(),
+        costs=spent,
         control=_control(rows[1:]),
         baseline=_baseline(model, tokenizer, prompts, tasks),
-        provenance=_provenance(model, vector, handle, prompts, controls),
+        provenance=_provenance(model, vector, handle, prompts, len(others)),
     )
 
 
@@ -113,8 +121,31 @@ def _named(scores: Scores, task: Any, otherwise: str) -> Scores:
     return replace(scores, name=Path(task).stem if isinstance(task, str | os.PathLike) else otherwise)
 
 
+# the control: random directions in the concept's place
+
+
+def _others(
+    vector: ConceptVector, handle: Steering, controls: int | None, tasks: Mapping[str, Sequence[Item]]
+) -> list[ConceptVector]:
+    """Random vectors of the concept's lengths.
+
+    Raises:
+        ValueError: there cannot be any, and some were asked for.
+    """
+    why_not = ""
+    if not handle.plan.has_length:
+        why_not = f"the edit {handle.plan.edit!r} has no length that a random direction could share"
+    elif "helpfulness" not in tasks:
+        why_not = "`helpfulness` was measured elsewhere, where they were not steered along"
+    if controls is not None and (controls < 0 or (controls and why_not)):
+        raise ValueError(f"controls={controls}: {why_not or 'a number of random directions, 0 or more'}")
+    count = CONTROLS if controls is None else controls
+    drawn = [] if why_not else [ConceptVector.random(vector, seed) for seed in range(count)]
+    return [replace(random, sigma=vector.sigma, norm=vector.norm) for random in drawn]
+
+
 def _control(rows: Sequence[Mapping[str, Scores]]) -> Control | None:
-    if not rows or "helpfulness" not in rows[0]:
+    if not rows:
         return None
     means = [
         (
@@ -130,18 +161,32 @@ def _control(rows: Sequence[Mapping[str, Scores]]) -> Control | None:
 # the baseline: to ask for the concept outright
 
 
-def _prompts(baseline: Mapping[str, str] | bool, concept: str, model: nn.Module) -> Mapping[str, str]:
-    if not isinstance(baseline, bool):
+def _prompts(
+    baseline: Mapping[str, str] | bool, concept: str, model: nn.Module, tasks: Mapping[str, Sequence[Item]]
+) -> Mapping[str, str]:
+    """System prompts by name; none where nothing could be asked with them.
+
+    Raises:
+        ValueError: they were given, and cannot be used.
+    """
+    if not isinstance(baseline, bool | Mapping):
+        raise ValueError(
+            f"baseline is system prompts by name, such as {{'honest': '...'}}, or a bool; got {baseline!r:.80}"
+        )
+    are_chats = not any(isinstance(item.prompt, str) for items in tasks.values() for item in items)
+    usable = are_chats and len(tasks) == 2
+    if isinstance(baseline, Mapping):
+        if baseline and not usable:
+            raise ValueError("baseline: system prompts need chats, and helpfulness that is measured here: pass False")
         return baseline
-    return concept_of(concept, model).prompts if baseline and has(concept, model) else {}
+    return concept_of(concept, model).prompts if baseline and usable and has(concept, model) else {}
 
 
 def _baseline(
     model: nn.Module, tokenizer: Any, prompts: Mapping[str, str], tasks: Mapping[str, Sequence[Item]]
 ) -> Baseline | None:
-    """The unsteered model's scores under each system prompt; None where there are none, or an item is no chat."""
-    are_chats = not any(isinstance(item.prompt, str) for items in tasks.values() for item in items)
-    if not prompts or not are_chats or len(tasks) < 2:
+    """The unsteered model's scores under each system prompt."""
+    if not prompts:
         return None
     rows = {
         name: [log_likelihoods(model, tokenizer, [_asked(i, prompt) for i in items]) for prompt in prompts.values()]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from repe.blocks import find_stack
 from repe.capturing import evaluating
 from repe.edits import Plan
-from repe.fanout import Batch, Fanout, Span, why_padded
+from repe.fanout import Batch, Fanout, Span, compare, trusted, why_padded, witnesses
 from repe.fingerprint import digest, fingerprint
 from repe.gates import Gate
 from repe.prefixes import dtype_of
@@ -32,8 +31,6 @@ from repe.vector import ConceptVector
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 8192
-TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
-ROUGH = 0.25  # in half precision two ways of batching differ by about that much over a text
 
 
 def sweep(
@@ -109,42 +106,30 @@ def sweeps(
             record = Record.open(resume, _key(model, handle, plans, how.get("gate"), spans, strengths))
             handle._strength.touched = bool(record.kept)  # what is on record was edited when it was measured
         fan = Fanout(model, handle, obstacle, batch_tokens)
-        batches = fan.batches(spans, len(strengths))
-        try:
-            scores = _scored(fan, batches, spans, strengths, plans, record, progress)
-        except (OSError, OverflowError):
-            raise  # of the file, or of a strength: rows would not change that
-        except Exception as error:
-            if obstacle:
-                raise
-            wrong = f"{type(error).__name__}: {error}"
-            warnings.warn(
-                f"{type(model).__name__} does not give texts in trees of shared prefixes what it gives them alone "
-                f"({wrong}). Every text is run in a padded row instead",
-                stacklevel=2,
-            )
-            fan = Fanout(model, handle, wrong, batch_tokens)
-            batches = fan.batches(spans, len(strengths))
-            scores = _scored(fan, batches, spans, strengths, plans, record, progress)
+        scores = trusted(
+            fan, spans, len(strengths), lambda fan, b: _scored(fan, b, spans, strengths, plans, record, progress)
+        )
     return [_by_task(row, tasks) for row in scores]
 
 
 def strengths_of(alphas: Any) -> Tensor:
-    """(alphas,), float32, sorted and each once, of whatever sequence, tensor or array holds them.
+    """(alphas,), float64, sorted, each once as float32 tells them apart, of whatever holds them in a row.
 
     Raises:
         ValueError: there are none, or something among them is not a finite number.
     """
     values = alphas.tolist() if hasattr(alphas, "tolist") else alphas
     try:
-        numbers = torch.tensor([*values], dtype=torch.float32)
+        given = [*values]
+        numbers = torch.tensor(given, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"alphas are numbers in a row, such as [-1, 0, 1]; got {alphas!r:.200}") from error
     if numbers.ndim != 1:
         raise ValueError(f"alphas are numbers in a row, such as [-1, 0, 1]; got {alphas!r:.200}")
-    if not len(numbers) or not numbers.isfinite().all():
+    if not len(numbers) or not numbers.float().isfinite().all():
         raise ValueError(f"alphas are at least one finite number, got {alphas!r:.200}")
-    return (numbers + 0.0).unique()  # -0 is 0
+    told_apart = {float(number.float()): float(number) + 0.0 for number in reversed(numbers)}  # -0 is 0
+    return torch.tensor([told_apart[number] for number in sorted(told_apart)], dtype=torch.float64)
 
 
 def _check(scope: Any, gate: Any, resume: Any) -> None:
@@ -227,25 +212,15 @@ def gains(fan: Fanout, batch: Batch, spans: Sequence[Span], alphas: Tensor, outs
     return gained
 
 
-class DisagreementError(Exception):
-    """What came of trees is not what comes of texts alone."""
-
-
 def _compare(fan: Fanout, batch: Batch, spans: Sequence[Span], alphas: Tensor, found: Tensor) -> None:
-    """Raises DisagreementError if texts of a batch are others in a row alone, at the smallest or the largest strength.
-
-    What counts columns goes wrong most at the last text, where most nodes stand before, and a window at the longest.
-    """
-    places = {max(range(len(batch.texts)), key=lambda k: len(spans[batch.texts[k]].ids)), len(batch.texts) - 1}
+    """Raises DisagreementError if texts of a batch are others in a row alone, at the least or the largest strength."""
     ends = [int(alphas.abs().argmin()), int(alphas.abs().argmax())]
     alone = Fanout(fan.model, fan.handle, "to compare with", fan.batch_tokens)
-    allowed = TOLERANCES.get(dtype_of(fan.stack.module), ROUGH)
-    for place in places:
+    for place in witnesses(batch, spans):
         span = [spans[batch.texts[place]]]
         (row,) = alone.batches(span, len(ends))
-        plain, packed = gains(alone, row, span, alphas[ends], None)[:, 0], found[ends, place]
-        if not torch.isclose(packed, plain, rtol=allowed, atol=allowed, equal_nan=True).all():
-            raise DisagreementError(f"log-likelihoods {packed.tolist()} and {plain.tolist()}")
+        plain = gains(alone, row, span, alphas[ends], None)[:, 0]
+        compare(found[ends, place], plain, dtype_of(fan.stack.module))
 
 
 def _way(fan: Fanout) -> str:

@@ -28,7 +28,7 @@ from repe.fingerprint import digest, fingerprint
 from repe.fits import Array
 from repe.generation import generate
 from repe.scores import ByValue
-from repe.steering import steer
+from repe.steering import status, steer
 from repe.store import resolve
 from repe.tokens import Text, encode
 
@@ -310,7 +310,9 @@ class Record:
 def _key(model: nn.Module, concept: Any, ids: Sequence[Sequence[int]], longest: int, how: Mapping[str, Any]) -> str:
     """A few digits that change with anything that changes the texts, save the strengths."""
     settings = _plain({"concept": concept, "how": how, "defaults": vars(model.generation_config)})
-    return digest({"model": fingerprint(model), "prompts": ids, "longest": longest, "settings": settings})
+    beside = [repr(handle) for handle in status(model)]  # what else steers it
+    run = {"model": fingerprint(model), "prompts": ids, "longest": longest}
+    return digest(run | {"settings": settings, "beside": beside})
 
 
 def _plain(value: Any) -> Any:

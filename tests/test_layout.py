@@ -35,7 +35,9 @@ ARROWS = {
     "capturing": {"blocks", "hooks", "prefixes", "tokens"},
     "catalogue": {"concept_file", "pairs"},
     "auditing": {"catalogue", "pairs", "tokens"},
-    "extraction": {"blocks", "capturing", "catalogue", "chats", "fingerprint", "pairs", "readers", "tracking", "vector"},
+    "extraction": {
+        "blocks", "capturing", "catalogue", "chats", "fingerprint", "pairs", "readers", "tracking", "vector",
+    },
     "store": {"catalogue", "concept_file", "extraction", "fingerprint", "vector"},
     "loading": {"testbed"},
     "reading": {"blocks", "capturing", "plot", "tokens", "vector"},
@@ -56,7 +58,7 @@ ARROWS = {
         "blocks", "capturing", "edits", "fanout", "fingerprint", "gates", "prefixes", "scores", "steering", "tasks",
         "vector",
     },
-    "costs": {"blocks", "capturing", "fanout", "scores", "steering", "sweep", "tasks", "tokens"},
+    "costs": {"blocks", "capturing", "fanout", "prefixes", "scores", "steering", "sweep", "tasks", "tokens"},
     "measuring": {
         "catalogue", "costs", "curve", "extraction", "fingerprint", "scores", "steering", "store", "sweep", "tasks",
         "tokens", "vector",

@@ -153,11 +153,63 @@ def test_what_is_no_chat_has_no_baseline_and_scores_may_come_from_elsewhere(toke
     plain = [replace(item, prompt=item.prompt[0]["content"]) for item in ITEMS]
     elsewhere = Scores("harness", np.log(np.full((2, 3, 2), 0.5)), np.zeros(3, int), ("a", "b", "c"))
     curve = repe.tradeoff(
-        model, tokenizer, oracles.vector(3), [1.0], alignment=plain, helpfulness=elsewhere, neutral=None, controls=1
+        model, tokenizer, oracles.vector(3), [1.0], alignment=plain, helpfulness=elsewhere, neutral=None
     )
     assert curve.baseline is None
+    assert curve.control is None
     assert curve.helpfulness == replace(elsewhere, name="helpfulness")
     assert curve.alphas.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"controls": 1, "edit": "ablate"}, "controls=1: the edit 'ablate' has no length"),
+        ({"controls": -1}, "controls=-1: a number of random directions, 0 or more"),
+        ({"baseline": "Be kind."}, "baseline is system prompts by name"),
+        ({"alignment": [replace(ITEMS[0], prompt="a?")], "baseline": {"x": "Be kind."}}, "system prompts need chats"),
+        ({"helpfulness": Scores("h", np.log(np.full((3, 2, 2), 0.5)), np.zeros(2, int), ("a", "b"))}, "at 3 alphas"),
+        ({"neutral": "a text"}, "no task is called 'a text'"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is_run(wrong, message, tokenizer, monkeypatch):
+    monkeypatch.setattr("repe.measuring.sweeps", lambda *_, **__: pytest.fail("it ran"))
+    given = {"alignment": ITEMS, "helpfulness": ITEMS, "neutral": TEXTS, **wrong}
+    with pytest.raises(ValueError, match=message):
+        repe.tradeoff(zoo.build("llama"), tokenizer, oracles.vector(3), [1.0], **given)
+
+
+def test_an_edit_without_a_length_has_no_control(tokenizer):
+    model = zoo.build("llama")
+    curve = repe.tradeoff(
+        model, tokenizer, oracles.vector(3), [1.0], alignment=ITEMS, helpfulness=ITEMS, neutral=None, edit="ablate"
+    )
+    assert curve.control is None
+
+
+def test_controls_know_the_concept_s_lengths_in_every_unit(tokenizer):
+    model = zoo.build("llama")
+    curve = repe.tradeoff(
+        model, tokenizer, oracles.vector(3), [1.0], alignment=ITEMS, helpfulness=ITEMS, neutral=None, unit="sigma",
+        controls=1,
+    )  # fmt: skip
+    assert np.isfinite(curve.control.behaviour).all()
+
+
+def test_costs_in_trees_that_come_out_wrong_are_measured_in_rows(tokenizer, monkeypatch):
+    monkeypatch.setattr("repe.fanout.obstacle", lambda module: "")
+    model, vector = zoo.build("mpt"), oracles.vector(3)
+    with pytest.warns(UserWarning, match="does not give texts in trees of shared prefixes what it gives them alone"):
+        found = costs(model, tokenizer, vector, TEXTS, ALPHAS)
+    monkeypatch.undo()
+    assert found.kl == pytest.approx(costs(model, tokenizer, vector, TEXTS, ALPHAS).kl, rel=1e-3, abs=1e-5)
+
+
+def test_costs_of_the_prompt_are_those_of_the_whole_text(tokenizer):
+    model, vector = zoo.build("llama"), oracles.vector(3)
+    whole = costs(model, tokenizer, vector, TEXTS, ALPHAS, scope="all")
+    prompt = costs(model, tokenizer, vector, TEXTS, ALPHAS, scope="prompt")
+    np.testing.assert_allclose(prompt.kl, whole.kl, rtol=1e-3, atol=1e-6)
 
 
 def test_nothing_stays_on_the_model(measured):
@@ -193,15 +245,16 @@ def test_items_and_texts_come_from_files(tmp_path):
 
 
 def test_halves_keep_groups_together():
-    first, second = halves(ITEMS, ITEMS[:6], seed=0)
+    items = [Item(f"{i}?", ("yes", "no"), group=f"g{i // 2}") for i in range(24)]
+    first, second = halves(items, items[:20], seed=0)
     for task in (0, 1):
         groups = [{item.group for item in half[task]} for half in (first, second)]
         assert groups[0]
         assert groups[1]
         assert not groups[0] & groups[1]
     assert {i.group for i in first[1]} <= {i.group for i in first[0]}
-    with pytest.raises(ValueError, match="items of at least two groups"):
-        halves(ITEMS[:2], ITEMS, seed=0)
+    with pytest.raises(ValueError, match="items of at least 8 groups: one half chooses"):
+        halves(items[:6], items, seed=0)
 
 
 @pytest.fixture(scope="module")
