@@ -51,8 +51,9 @@ def test_without_a_name_it_is_the_testbed(testbed):
     model, tokenizer = testbed
     assert model.config.num_hidden_layers == 6
     assert tokenizer.chat_template
-    assert set(repe.concepts()) == set(repe.concepts(model)) == {"honesty", "harmfulness", "happiness"}
-    assert all(len(description) > 20 for description in repe.concepts().values())
+    own = {name for name, text in repe.concepts(model).items() if repe.concepts()[name] != text}
+    assert own == {"honesty", "harmfulness", "happiness"}
+    assert all(len(description) > 20 for description in repe.concepts(model).values())
 
 
 @pytest.mark.parametrize(
@@ -106,4 +107,4 @@ def test_concepts_beside_a_relative_folder_are_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, _ = repe.load("m")
     monkeypatch.chdir("/")
-    assert list(repe.concepts(model)) == ["tone"]
+    assert set(repe.concepts(model)) == {"tone", *repe.concepts()}
