@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from repe.auditing import Audit as Audit
     from repe.auditing import audit as audit
+    from repe.baking import bake as bake
     from repe.calibration import calibrate as calibrate
     from repe.capturing import capture as capture
     from repe.catalogue import concepts as concepts
@@ -42,6 +43,7 @@ _HOMES = {
     "Steering": "steering",
     "TradeoffCurve": "curve",
     "audit": "auditing",
+    "bake": "baking",
     "calibrate": "calibration",
     "capture": "capturing",
     "concepts": "catalogue",

@@ -48,6 +48,7 @@ ARROWS = {
         "attachment", "blocks", "calls", "edits", "gates", "hooks", "ops", "precision", "store", "strength", "tokens",
         "tracking", "vector",
     },
+    "baking": {"blocks", "edits", "ops", "precision", "store", "tracking", "vector"},
     "tasks": {"blocks", "capturing", "chats", "tokens"},
     "fits": set(),
     "choice": {"fits"},
