@@ -1,24 +1,99 @@
 """Implementations of the edit formula, chosen by an argument.
 
-`reference` is the definition, in plain PyTorch, and runs on every device.
+`reference` is the definition, in plain PyTorch, and runs on every device. `triton` is one kernel, which reads and
+writes the stream once. `auto` is the kernel on GPUs where Triton works, and the reference elsewhere. In compiled code
+`auto` is the reference, left to the compiler to fuse: which of the two is faster there has not been measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import warnings
+from types import ModuleType
+from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from repe.ops.reference import Coefficients, edit
+from repe.ops.rounding import Rounding
 
-Implementation = Callable[[Tensor, Tensor, Coefficients], Tensor]
-IMPLEMENTATIONS: dict[str, Implementation] = {"auto": edit, "reference": edit}
+IMPLEMENTATIONS = ("auto", "reference", "triton")
+WITH_KERNELS = ("cuda",)  # the devices on which "auto" tries the kernel
 
-__all__ = ["Coefficients", "Implementation", "edit", "pick"]
+__all__ = ["Coefficients", "Implementation", "auto", "edit", "pick"]
+
+
+class Implementation(Protocol):
+    """See `repe.ops.reference.edit`."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        strength: Tensor,
+        coefficients: Coefficients,
+        *,
+        rounding: Rounding = "nearest",
+        seed: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
 
 
 def pick(impl: str) -> Implementation:
-    """The implementation called `impl`: "auto" or "reference". Raises ValueError for any other name."""
+    """The implementation called `impl`: "auto", "reference" or "triton".
+
+    Raises:
+        ValueError: there is no such name.
+        ImportError: Triton, which was asked for, is missing or broken.
+    """
+    if impl == "triton":
+        return _kernels().edit
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r} is not an implementation of the edit formula: use one of {[*IMPLEMENTATIONS]}")
-    return IMPLEMENTATIONS[impl]
+    return auto if impl == "auto" else edit
+
+
+def auto(
+    x: Tensor,
+    strength: Tensor,
+    coefficients: Coefficients,
+    *,
+    rounding: Rounding = "nearest",
+    seed: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The edit by whichever implementation suits the call; see `repe.ops.reference.edit`."""
+    chosen: Implementation = edit
+    if x.device.type in WITH_KERNELS and not torch.compiler.is_compiling() and type(x) in (Tensor, Parameter):
+        kernels = _working_kernels(x.device)
+        if kernels is not None and not kernels.why_not(x, strength, coefficients):
+            chosen = kernels.edit
+    return chosen(x, strength, coefficients, rounding=rounding, seed=seed, out=out)
+
+
+def _kernels() -> ModuleType:
+    try:
+        from repe.ops import triton_kernels
+    except Exception as error:
+        raise ImportError(
+            f"impl='triton': Triton cannot be imported ({type(error).__name__}: {error}): install triton, or use "
+            "impl='auto'"
+        ) from error
+    return triton_kernels
+
+
+@functools.cache
+def _working_kernels(device: torch.device) -> ModuleType | None:
+    try:
+        kernels = _kernels()
+        kernels.probe(device)
+    except Exception as error:
+        _say_once(f"the fused edit does not run on {device}, and plain PyTorch is used instead: {error}")
+        return None
+    return kernels
+
+
+@functools.cache
+def _say_once(why: str) -> None:
+    warnings.warn(why, RuntimeWarning, stacklevel=2)

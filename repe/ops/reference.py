@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from repe.ops.rounding import Rounding, check_rounding, stochastic
+
 Gain = Literal["one", "sign", "norm"]
 
 GAINS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -82,16 +84,32 @@ class Coefficients:
             mine.copy_(theirs)
 
 
-def edit(x: Tensor, strength: Tensor, coefficients: Coefficients) -> Tensor:
+def edit(
+    x: Tensor,
+    strength: Tensor,
+    coefficients: Coefficients,
+    *,
+    rounding: Rounding = "nearest",
+    seed: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """The edited activations, in the shape and the dtype of `x`.
 
     Args:
         x: activations, (rows, tokens, d_model).
         strength: float32, broadcastable to (rows, tokens); 0 leaves a token exactly as it is, infinities included.
         coefficients: the constants of the formula.
+        rounding: to the dtype of `x`; "stochastic" is for bfloat16, whose resolution the edit may lie below.
+        seed: of stochastic rounding, one int64; the same seed rounds alike.
+        out: where to write the result: `x` itself, or memory that it has no part in. Not differentiable.
+
+    Raises:
+        ValueError, TypeError: an option cannot be meant.
 
     The arithmetic is done in float32 (float64 for float64 activations), whatever autocast says.
     """
+    check_rounding(x, rounding, seed)
+    check_out(x, strength, coefficients, out)
     precision = torch.promote_types(x.dtype, torch.float32)
     read, write, slope, offset, low, high = (t.to(precision) for t in coefficients.tensors)
     wide, amount = x.to(precision), strength.to(precision).unsqueeze(-1)
@@ -106,7 +124,29 @@ def edit(x: Tensor, strength: Tensor, coefficients: Coefficients) -> Tensor:
         edited = wide + (amount * c) @ write
     if coefficients.keep_norm:
         edited = edited * _norm_ratio(wide, edited)
-    return torch.where(amount != 0, edited.to(x.dtype), x)
+    rounded = edited.to(x.dtype) if seed is None else stochastic(edited, seed)
+    result = torch.where(amount != 0, rounded, x)
+    return result if out is None else out.copy_(result)
+
+
+def needs_gradient(x: Tensor, strength: Tensor, coefficients: Coefficients) -> bool:
+    """Whether autograd would want to know of the edit."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, strength, *coefficients.tensors))
+
+
+def check_out(x: Tensor, strength: Tensor, coefficients: Coefficients, out: Tensor | None) -> None:
+    """Raises ValueError if the edited activations cannot be written into `out`."""
+    if out is None:
+        return
+    if needs_gradient(x, strength, coefficients):
+        raise ValueError("what is written into `out` has no gradient: leave it out, or use torch.no_grad()")
+    if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
+        raise ValueError(
+            f"`out` must be as x is, {x.dtype} {tuple(x.shape)} on {x.device}; got {out.dtype} {tuple(out.shape)} on "
+            f"{out.device}"
+        )
+    if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError("`out` is expanded, so that several activations lie in one place: pass memory of its own")
 
 
 def _norm_ratio(before: Tensor, after: Tensor) -> Tensor:
