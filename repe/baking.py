@@ -125,7 +125,7 @@ class Baked:
         if touched := [swap.label for swap in self._swaps if not swap.is_untouched()]:
             what = f"{touched[0]} and {len(touched) - 1} more of what {self!r} changed"
             raise RuntimeError(f"{what} were written to or moved since: undo that first, or load the model anew")
-        _put([(swap.owner, swap.name, swap.former) for swap in reversed(self._swaps)])
+        _put([(swap.owner, swap.name, swap.former) for swap in self._swaps])
         self._undone = True
 
     def __enter__(self) -> Baked:
@@ -374,7 +374,7 @@ def _tables(model: Any, stack: Stack) -> list[Any]:
     tables = [part for part in early.values() if isinstance(part, nn.Embedding)]
     strange = [n for n, part in early.items() if part not in tables and stack.blocks[0] not in part.children()]
     if strange or token not in tables or model.config.get_text_config() is not model.config:
-        what = ", ".join(strange) or "images or sound"
+        what = ", ".join(strange) or "images, sound, or tokens embedded elsewhere"
         raise _refusal(model, f"more than embeddings writes to the stream before its blocks ({what})")
     return [token, *(table for table in tables if table is not token)]
 

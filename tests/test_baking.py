@@ -713,3 +713,37 @@ def test_undo_refuses_a_bias_of_0_in_another_dtype() -> None:
     model.model.layers[0].mlp.gate_proj.to(torch.bfloat16)
     with pytest.raises(RuntimeError, match="written to or moved"):
         baked.undo()
+
+
+def test_a_setting_that_makes_other_than_the_biases_of_all_blocks_is_refused() -> None:
+    class Patchy(transformers.LlamaForCausalLM):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.model.layers[3].mlp.down_proj = nn.Linear(48, zoo.D_MODEL, bias=False)
+
+    class Growing(transformers.LlamaForCausalLM):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            if config.mlp_bias:
+                self.more = nn.Linear(zoo.D_MODEL, zoo.D_MODEL)
+
+    config = zoo.build("llama").config
+    bake(Patchy(config), oracles.vector(), blocks=[0, 1]).undo()
+    for kind in (Patchy, Growing):
+        with pytest.raises(ValueError, match=NO_SETTING):
+            bake(kind(config), oracles.vector(), blocks="all")
+
+
+def test_tokens_that_are_embedded_elsewhere_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, table = zoo.build("llama"), nn.Embedding(zoo.VOCABULARY, zoo.D_MODEL)
+    monkeypatch.setattr(type(model.model), "get_input_embeddings", lambda self: table)
+    with pytest.raises(ValueError, match="more than embeddings writes to the stream before its blocks"):
+        bake(model, oracles.vector(), edit="ablate")
+
+
+def test_a_weight_of_another_shape_is_refused() -> None:
+    model = zoo.build("llama")
+    projection = model.model.layers[BLOCK].self_attn.o_proj
+    projection.weight = nn.Parameter(projection.weight.detach().flatten())
+    with pytest.raises(ValueError, match=r"o_proj\.weight has the shape \(1024,\), and what it writes another than"):
+        bake(model, oracles.vector(), edit="ablate")

@@ -535,7 +535,8 @@ def test_what_the_kernel_does_not_reach_is_refused():
     refused(r"activations of shape \(rows, tokens, 24\), got \(3, 5, 23\)", activations(d_model=23))
     refused(r"activations of shape \(rows, tokens, 24\), got \(5, 24\)", activations()[0])
     refused(r"strength of shape \(rows or 1, tokens or 1\), got \(2, 1\) for \(3, 5, 24\)", strength=strengths(2, 1))
-    refused(r"strength of shape .* got \(5,\) for", strength=strengths(5))
+    refused(r"strength of shape .* got \(1,\) for", strength=strengths(1))
+    refused(r"strength of shape .* got \(3, 5, 24\) for", strength=strengths(3, 5, 24))
     refused(r"must be on one device, got \['\w+(:0)?', 'meta'\]", strength=strengths(1, 1).to("meta"))
 
 
