@@ -35,7 +35,8 @@ LAST = {"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "Wo", "o_proj",
 FIRST = {"gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "fc_in", "dense_h_to_4h", "Wi"}
 MIXTURE = {"experts", "gate", "router"}
 ROUTERS_OF_SUM_1 = {"GptOssTopKRouter"}
-CLOSING_NORMS = ("output.LayerNorm", "output_layer_norm")  # of BERT and DistilBERT
+GRANITE = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+NORMED = {"Block", "MiniMaxDecoderLayer"}  # a norm after each sum, by parts with names like GPT-2's and Llama's
 FINAL_NORMS = {"norm", "norm_f", "ln_f", "final_layernorm", "final_layer_norm"}
 
 
@@ -249,17 +250,17 @@ def _holders(model: nn.Module, value: Tensor) -> list[nn.Module]:
 def _check_plain(model: nn.Module, label: str, value: Any) -> None:
     if type(value) is not nn.Parameter or not value.is_floating_point() or value.element_size() == 1 or value.is_meta:
         kind = f"{type(value).__name__} ({getattr(value, 'dtype', None)}, {getattr(value, 'device', None)})"
-        why = f"{label} is a {kind} and no plain weight. Load it in float, not quantised, offloaded or sharded"
-        raise _refusal(model, why)
+        raise _refusal(model, f"{label} is a {kind} and no plain weight: load the model whole, in memory, in bfloat16")
 
 
 def _parts(model: nn.Module, stack: Stack, number: int) -> list[nn.Module]:
     """What a block adds to the stream: its attention and its mlp, or the mixer that it has instead."""
     block: Any = stack.blocks[number]
-    if _closing_norm(block) is not None:
-        raise _refusal(model, "a norm stands between the sum of each block and its output")
+    is_bart = hasattr(block, "final_layer_norm") and not hasattr(block, "do_layer_norm_before")
+    if is_bart or type(block).__name__ in NORMED or _closing_norm(block) is not None:
+        raise _refusal(model, "a norm stands, or may stand, between the sum of each block and its output")
     try:
-        if hasattr(block, "residual_multiplier"):
+        if hasattr(block, "residual_multiplier") and _with_weights(block).keys() == GRANITE:
             return [block.self_attn, block.mlp]
         mixer = [stack.site("attention", number)]
         return mixer if hasattr(block, "mixer") else [*mixer, getattr(block, "fc2", None) or stack.site("mlp", number)]
@@ -322,8 +323,7 @@ def _biases(model: nn.Module, stack: Stack, number: int) -> list[Place]:
         raise _refusal(model, "under pretraining_tp its projections leave their biases out")
     is_parallel = _with_weights(block).keys() == {"self_attn", "mlp", "input_layernorm"}
     factor = getattr(block, "residual_multiplier", 1.0)
-    parts = [last, *others] if is_parallel else [last]
-    return [Place(_projection(model, part), "bias", factor=factor) for part in parts]
+    return [Place(_projection(model, part), "bias", factor=factor) for part in [last, *others][: 1 + is_parallel]]
 
 
 def _make(model: Any, stack: Stack, choices: Sequence[list[Place]]) -> tuple[list[Swap], dict[str, nn.Parameter]]:

@@ -24,6 +24,7 @@ from tests.oracles import BLOCK
 FAMILIES = zoo.DECODERS + zoo.ENCODERS
 NO_SETTING = r"it has no [\w.]+, and no setting of its config makes one"
 NORM = r"comes out of \w+Norm, and not of a projection"
+A_NORM = "a norm stands, or may stand, between the sum of each block and its output"
 MIXTURE = "mixture of experts, without biases"
 CANNOT_ADD = {
     **dict.fromkeys(("mistral", "qwen2", "qwen3", "gemma", "phi3", "stablelm", "mpt"), NO_SETTING),
@@ -598,7 +599,7 @@ class Packed(nn.Parameter):
         (quantised, r"Parameter \(torch.int32, cpu\) and no plain weight"),
         (lambda w: nn.Parameter(w.to(torch.float8_e4m3fn), requires_grad=False), r"\(torch.float8_e4m3fn, cpu\)"),
         (lambda w: Packed(w), r"is a Packed \(torch.float32, cpu\) and no plain weight"),
-        (lambda w: nn.Parameter(w.to("meta")), r"\(torch.float32, meta\) and no plain weight. Load it in float"),
+        (lambda w: nn.Parameter(w.to("meta")), r"\(torch.float32, meta\) and no plain weight: load the model whole"),
     ],
 )
 def test_weights_that_are_not_plain_are_refused(
@@ -648,7 +649,7 @@ def test_parts_that_are_not_known_are_refused() -> None:
 
 def test_norms_behind_the_sum_cannot_be_ablated() -> None:
     model = variant("opt", do_layer_norm_before=False)
-    with pytest.raises(ValueError, match="a norm stands between the sum of each block and its output"):
+    with pytest.raises(ValueError, match=A_NORM):
         bake(model, oracles.vector(), edit="ablate")
 
 
@@ -747,3 +748,31 @@ def test_a_weight_of_another_shape_is_refused() -> None:
     projection.weight = nn.Parameter(projection.weight.detach().flatten())
     with pytest.raises(ValueError, match=r"o_proj\.weight has the shape \(1024,\), and what it writes another than"):
         bake(model, oracles.vector(), edit="ablate")
+
+
+AFTER_THE_SUM: dict[str, Make] = {
+    "OpenAIGPT": lambda: transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**zoo._GPT)),
+    "Bart": lambda: transformers.BartForCausalLM(
+        transformers.BartConfig(
+            **zoo._IDS, d_model=zoo.D_MODEL, decoder_layers=4, decoder_attention_heads=4, decoder_ffn_dim=48
+        )
+    ),
+    "MiniMax": lambda: transformers.MiniMaxForCausalLM(
+        transformers.MiniMaxConfig(**zoo._LLAMA, head_dim=8, num_local_experts=4, block_size=8)
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", ["add", "ablate"])
+@pytest.mark.parametrize("make", AFTER_THE_SUM.values(), ids=AFTER_THE_SUM)
+def test_norms_after_the_sum_are_not_overlooked_where_parts_are_named_as_elsewhere(make: Make, edit: str) -> None:
+    with pytest.raises(ValueError, match=f"{A_NORM}|more than embeddings writes"):
+        bake(make(), oracles.vector(), edit=edit)
+
+
+def test_a_multiplier_is_known_in_blocks_like_granites_alone() -> None:
+    model = zoo.build("granite")
+    for block in find_stack(model).blocks:
+        block.post_norm = nn.LayerNorm(zoo.D_MODEL)
+    with pytest.raises(ValueError, match="the arithmetic of its blocks, GraniteDecoderLayer, is not known"):
+        bake(model, oracles.vector())
