@@ -137,12 +137,18 @@ def calibrate(
         how: for `repe.extract` (`site`) and `repe.steer` (`edit`, `scope`).
 
     Raises:
+        TypeError: a vector is given, where readers are compared.
         ValueError: as `repe.extract`, `repe.sweep.sweep` and `repe.costs.costs` raise it, or a limit or budget that is
             not positive.
 
     Sources: blocks by what writing there does, as Arditi et al. (arXiv 2406.11717) choose theirs; the divergence as the
     common measure of strength, as Tan et al. (arXiv 2407.12404).
     """
+    if isinstance(concept, ConceptVector):
+        raise TypeError(
+            "got a vector, and calibration fits one for every reader: give the concept's name, file or pairs, or "
+            "measure the vector with `repe.tradeoff`"
+        )
     readers = [readers] if isinstance(readers, str) else list(readers)
     if not readers:
         raise ValueError("readers: name at least one, such as 'mean'")

@@ -110,7 +110,10 @@ class TradeoffCurve(ByValue):
         return pandas.DataFrame(self.columns)
 
     def plot(self, ax: Any = None, *, budget: float = 0.05) -> Any:
-        """Draws the curve on matplotlib axes, and returns the upper and the lower: see `repe.plot.tradeoff`."""
+        """Draws the curve on matplotlib axes, and returns the upper and the lower: see `repe.plot.tradeoff`.
+
+        The second view, alignment against helpfulness, is `repe.plot.frontier`.
+        """
         return importlib.import_module("repe.plot").tradeoff(self, ax, budget)
 
     def _table(self) -> tuple[list[str], list[list[str]], str]:

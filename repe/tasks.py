@@ -180,11 +180,6 @@ def check_causal(model: nn.Module, blocks_at: str | None = None) -> None:
         raise ValueError(f"{kind} has no language-model head: {need}")
 
 
-def probabilities(log_likelihoods: Sequence[Tensor], items: Sequence[Item]) -> Tensor:
-    """(items,), the probability of each item's answer among its options."""
-    return torch.stack([s.softmax(0)[item.answer] for s, item in zip(log_likelihoods, items, strict=True)])
-
-
 def _option(tokenizer: Any, option: str, prompt: Text) -> list[int]:
     before = "" if isinstance(prompt, str) else cue(tokenizer, prompt)
     text = before + " " * (before != "" and option[:1].strip() != "") + option

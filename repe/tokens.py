@@ -51,12 +51,6 @@ def pad(rows: Sequence[Sequence[int]], side: str = "right", device: Any = None) 
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
-def last_slots(mask: Tensor) -> Tensor:
-    """The column of every row's last token that is not padding, on whichever side the padding is; (rows,)."""
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(mask.bool(), columns, -1).amax(dim=1)
-
-
 def strings(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     """What every token stands for, as it is read."""
     return tuple(tokenizer.decode([i]) for i in ids)

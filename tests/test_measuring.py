@@ -299,6 +299,11 @@ def test_calibration_reports_on_items_that_had_no_part_in_it(calibrated, loaded_
     assert setting.test.gain.value == pytest.approx(float(np.diff(scores.behaviour.mean(1))[0]), abs=1e-4)
 
 
+def test_a_vector_cannot_be_calibrated(tokenizer):
+    with pytest.raises(TypeError, match="got a vector, and calibration fits one for every reader: give the concept's"):
+        repe.calibrate(zoo.build("llama"), tokenizer, oracles.vector(3))
+
+
 @pytest.mark.parametrize("wrong", [{"limit": 0.0}, {"budget": -1.0}])
 def test_a_limit_and_a_budget_are_positive(wrong, loaded_testbed):
     with pytest.raises(ValueError, match="are positive, got"):

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertLMHeadModel, BertModel, LlamaModel
 
 import repe
-from repe.tasks import Item, check_causal, load_items, log_likelihoods, probabilities
+from repe.tasks import Item, check_causal, load_items, log_likelihoods
 from repe.tokens import encode
 from tests import zoo
 from tests.test_capturing import plain_vector
@@ -39,12 +39,6 @@ def test_log_likelihoods_are_the_sums_over_the_options_tokens(model, tokenizer, 
     for item, scores in zip(ITEMS, got, strict=True):
         expected = [log_likelihood_by_hand(model, tokenizer, item, option) for option in item.options]
         torch.testing.assert_close(scores.double(), torch.tensor(expected).double(), atol=1e-4, rtol=1e-4)
-
-
-def test_probabilities_are_among_the_options(model, tokenizer):
-    scores = log_likelihoods(model, tokenizer, ITEMS)
-    expected = [s.double().exp()[i.answer] / s.double().exp().sum() for s, i in zip(scores, ITEMS, strict=True)]
-    torch.testing.assert_close(probabilities(scores, ITEMS).double(), torch.stack(expected), atol=1e-5, rtol=1e-4)
 
 
 def test_the_scope_answer_edits_the_last_prompt_token_and_the_option(model, tokenizer):

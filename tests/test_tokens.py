@@ -16,7 +16,6 @@ from repe.tokens import (
     check_scope,
     encode,
     in_scope,
-    last_slots,
     needs_prompt_length,
     pad,
     positions_at,
@@ -111,19 +110,6 @@ def test_padding_hides_all_but_the_rows(rows, side):
         assert ids == (fill + row if side == "left" else row + fill)
         assert mask == (fill + [1] * len(row) if side == "left" else [1] * len(row) + fill)
     assert {t.dtype for t in batch.values()} == {torch.long}
-
-
-@given(ragged, st.sampled_from(["left", "right"]))
-def test_the_last_slot_holds_the_last_token(rows, side):
-    batch = pad(rows, side)
-    slots = last_slots(batch["attention_mask"])
-    assert [ids[slot] for ids, slot in zip(batch["input_ids"].tolist(), slots.tolist(), strict=True)] == [
-        row[-1] for row in rows
-    ]
-
-
-def test_padding_in_the_middle_hides_no_last_token():
-    assert last_slots(torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 0, 0]])).tolist() == [2, 3, 0]
 
 
 # positions and scopes, by a loop over tokens
