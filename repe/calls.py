@@ -145,6 +145,11 @@ class Forward:
     generation: Generation | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
 
+    @property
+    def is_past_prompt(self) -> bool:
+        """Whether it is known that all of its tokens were written by the model."""
+        return self.generation is not None and not self.generation.guided and not self.may_hold_prompt
+
 
 def generation_of(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Generation:
     """What the arguments of `generate` say about the prompt."""

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repe import edits, ops
+from repe import edits, ops, showing
 from repe.attachment import Attachment
-from repe.blocks import Stack, device_of, find_stack, hidden_of, is_encoder_decoder, with_hidden
+from repe.blocks import Stack, device_of, find_stack, is_encoder_decoder
 from repe.calls import Forward
+from repe.editing import EditHook, GateHook
 from repe.gates import Decision, Gate, gate_block
-from repe.hooks import Hook
 from repe.precision import Precision
 from repe.store import resolve, warn_if_foreign
 from repe.strength import Alpha, Strength
 from repe.tokens import Scope
-from repe.tracking import is_running, trackers_of
+from repe.tracking import trackers_of
 from repe.vector import ConceptVector
 
 
@@ -213,7 +213,7 @@ class Steering:
             for block, module in self._modules.items():
                 if self.site in ("attention", "mlp"):
                     attachment.watch_replays(self.stack.blocks[block])
-                attachment.hook(module, EditHook(self, block))
+                attachment.hook(module, EditHook(self, block, attachment.tracker.forwards))
             self._strength.serial = attachment.tracker.issue()
         except BaseException:
             self._take_off()
@@ -264,18 +264,17 @@ class Steering:
         self._end()
 
     def __repr__(self) -> str:
-        what = ", ".join(v.concept for v in self.plan.vectors) or "constants"
-        alpha = f"{self.alpha:g}" if isinstance(self.alpha, float) else f"{len(self.alpha)} rows"
-        scope = f"mask of {tuple(self.scope.shape)}" if isinstance(self.scope, Tensor) else repr(self.scope)
-        return (
-            f"Steering({what!r}, alpha={alpha}, edit={self.plan.edit!r}, unit={self.plan.unit!r}, site={self.site!r}, "
-            f"blocks={list(self.blocks)}, scope={scope}{'' if self.attached else ', removed'})"
-        )
+        return showing.steering_line(self, self._strength.gate)
+
+    def _repr_html_(self) -> str:
+        return showing.of_steering(self, self._strength.gate)
 
     # what the tracker of calls tells
 
     def starting(self, forward: Forward) -> None:
         """A forward begins."""
+        if self._strength.is_one(forward):
+            forward.memo[self] = self._strength.version
         if self._attachment is not None and forward.cache is not None and not forward.starts_prompt:
             steered_under = self._attachment.tracker.version_in(forward.cache, self._strength.serial)
             if steered_under not in (None, self._strength.version) and not self._warned_of_cache:
@@ -314,17 +313,33 @@ class Steering:
     def edit(self, hidden: Tensor, block: int, forward: Forward) -> Tensor:
         """The edited activations of one block, (rows, tokens, d_model)."""
         eager = not torch.compiler.is_compiling()
-        if eager and self._precision.is_new(block, hidden.dtype, self._strength.version):
+        coefficients = self._coefficients_for(hidden, block)
+        strength, everywhere = self._strength.on(hidden.device, forward)
+        if eager and self._strength.largest == 0:
+            return hidden
+        edited = self._implementation(hidden, strength, coefficients, everywhere=everywhere)
+        if eager:
+            self._precision.note(hidden, strength, edited)
+        return edited
+
+    def constant(self, hidden: Tensor, block: int) -> Tensor | None:
+        """(d_model,), what the edit adds to every token alike until a value changes; None if it is not so simple."""
+        coefficients = self._coefficients_for(hidden, block)
+        is_watched = hidden.dtype == torch.float16  # for overflow
+        if is_watched or not coefficients.is_constant or self._implementation not in (ops.auto, ops.edit):
+            return None
+        self._strength.touched = True
+        with torch.inference_mode(False), torch.no_grad():
+            return self._strength.times(coefficients.shift.to(torch.promote_types(hidden.dtype, torch.float32)))
+
+    def _coefficients_for(self, hidden: Tensor, block: int) -> ops.Coefficients:
+        if not torch.compiler.is_compiling() and self._precision.is_new(block, hidden.dtype, self._strength.version):
             self._check(block, hidden.dtype)
         coefficients = self._coefficients[block]
         if coefficients.device != hidden.device:
             with torch.inference_mode(False), torch.no_grad():
                 coefficients = self._coefficients[block] = coefficients.to(hidden.device)
-        strength = self._strength.on(hidden.device, forward)
-        edited = self._implementation(hidden, strength, coefficients)
-        if eager:
-            self._precision.note(hidden, strength, edited)
-        return edited
+        return coefficients
 
     def read_prompt(self, hidden: Tensor, forward: Forward) -> None:
         """Lets the gate see the activations of its block."""
@@ -334,40 +349,6 @@ class Steering:
         if self.plan.has_length:
             step, norm = self.plan.step(block, len(self.blocks))
             self._precision.check(block, dtype, self._strength.largest * step, norm)
-
-
-class EditHook(Hook):
-    """Edits the output of one module."""
-
-    def __init__(self, steering: Steering, block: int) -> None:
-        self.steering, self.block = steering, block
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self.steering.attached:
-            return None  # taken off by another thread
-        forward = self.steering.forward_under_way()
-        if forward is None:
-            if not torch.compiler.is_compiling() and is_running(self.steering.stack.module):
-                return None  # begun before the handle was attached
-            raise RuntimeError(
-                f"{self.steering!r}: {type(module).__name__} was run outside of the forward of its stack, and nobody "
-                "can tell which tokens it holds. Run the whole model, or steer another site"
-            )
-        if self.steering.came_after(forward):
-            return None
-        return with_hidden(output, self.steering.edit(hidden_of(output), self.block, forward))
-
-
-class GateHook(Hook):
-    """Reads the prompt for a gate, before anything is edited at its block."""
-
-    def __init__(self, steering: Steering) -> None:
-        self.steering = steering
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        forward = self.steering.forward_under_way()
-        if forward is not None and not self.steering.came_after(forward):
-            self.steering.read_prompt(hidden_of(output), forward)
 
 
 def _chosen(blocks: Any, plan: edits.Plan, stack: Stack, site: str) -> tuple[int, ...]:

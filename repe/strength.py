@@ -25,13 +25,14 @@ class Strength:
         gate: decides from the prompts which rows are edited; None: all are.
         serial: tells this handle from all others of its model, past ones too; a forward remembers by it.
         version: counts the changes.
+        largest, least: of the absolute values of alpha.
         touched: whether any token was ever in scope: known, or still on the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._alpha = torch.zeros(1, device=device)
         self._scope: Scope = "all"
-        self.largest = 0.0
+        self.largest = self.least = 0.0
         self.version = 0
         self._prompt_length: int | Tensor | None = None
         self._told: Tensor | None = None
@@ -60,7 +61,7 @@ class Strength:
                 self._alpha.copy_(rows)
             else:
                 self._alpha = rows.to(self._alpha.device, copy=True)
-        self.largest = new.abs().max().item()
+        self.largest, self.least = new.abs().max().item(), new.abs().min().item()
         self.version += 1
 
     @property
@@ -79,8 +80,9 @@ class Strength:
     def prompt_length(self, value: int | Tensor | None) -> None:
         self._prompt_length, self._told = value, None
 
-    def on(self, device: torch.device, forward: Forward) -> Tensor:
-        """(rows or 1, tokens or 1), float32; worked out once a forward and device.
+    def on(self, device: torch.device, forward: Forward) -> tuple[Tensor, bool]:
+        """(rows or 1, tokens or 1), float32, and whether it is known that none of them is 0; worked out once a forward
+        and device.
 
         Raises:
             ValueError: the batch has other rows than alpha or the scope, or nobody can tell where its prompt ends.
@@ -89,10 +91,25 @@ class Strength:
         key = (self.serial, device)
         if key not in forward.memo:
             home = forward.slots.device
-            forward.memo[key] = self._of(forward) if device == home else self.on(home, forward).to(device)
+            if device == home:
+                forward.memo[key] = self._of(forward)
+            else:
+                strength, everywhere = self.on(home, forward)
+                forward.memo[key] = strength.to(device), everywhere
         return forward.memo[key]
 
-    def _of(self, forward: Forward) -> Tensor:
+    def is_one(self, forward: Forward) -> bool:
+        """Whether every token of a forward is edited alike, as far as is known without asking the device."""
+        if self.least == 0 or self._alpha.numel() != 1 or self.gate is not None or forward.valid is not None:
+            return False
+        scope = self._scope if isinstance(self._scope, str) else ""
+        return scope == "all" or (scope in ("generated", "answer") and forward.is_past_prompt)
+
+    def times(self, shift: Tensor) -> Tensor:
+        """What one alpha for all makes of the displacement of alpha = 1."""
+        return self._alpha.to(shift) * shift
+
+    def _of(self, forward: Forward) -> tuple[Tensor, bool]:
         device = forward.slots.device
         mask = self._mask(forward)
         if (reader := self._reader_of(forward)) is not None:
@@ -100,7 +117,9 @@ class Strength:
             mask = is_open if mask is None else mask & is_open
         alpha = self._alpha_rows(forward, device)[:, None]
         self.touched = True if mask is None or torch.compiler.is_compiling() else mask.any() | self.touched
-        return alpha if mask is None else torch.where(mask, alpha, 0.0)
+        if mask is None:
+            return alpha, not torch.compiler.is_compiling() and self.least > 0
+        return torch.where(mask, alpha, 0.0), False
 
     def _mask(self, forward: Forward) -> Tensor | None:
         scope, length = self._scope, None

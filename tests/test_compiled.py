@@ -147,6 +147,18 @@ def test_steering_before_compiling(model: Any, batch: dict, counter: Any, compil
     assert counter.frame_count <= attached + 1
 
 
+def test_where_nothing_is_padding_values_compile_nothing_either(model: Any, counter: Any) -> None:
+    """Then no mask stands between alpha and the formula, and eager code takes a shorter way."""
+    batch = {"input_ids": zoo.inputs("llama")["input_ids"]}
+    compiled = whole(model, counter)
+    with repe.steer(model, vector_of(), 1.0) as handle:
+        logits(compiled, batch)
+        for alpha in (0.0, -2.0, 0.5):
+            handle.alpha = alpha
+            torch.testing.assert_close(logits(compiled, batch), eager(batch, alpha=alpha), **CLOSE)
+    assert counter.frame_count == 1
+
+
 def test_alphas_a_row_recompile_nothing(model: Any, batch: dict, counter: Any) -> None:
     compiled = whole(model, counter)
     with repe.steer(model, vector_of(), [1.0, 0.0, -1.0]) as handle:

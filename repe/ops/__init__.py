@@ -37,6 +37,7 @@ class Implementation(Protocol):
         rounding: Rounding = "nearest",
         seed: Tensor | None = None,
         out: Tensor | None = None,
+        everywhere: bool = False,
     ) -> Tensor: ...
 
 
@@ -62,6 +63,7 @@ def auto(
     rounding: Rounding = "nearest",
     seed: Tensor | None = None,
     out: Tensor | None = None,
+    everywhere: bool = False,
 ) -> Tensor:
     """The edit by whichever implementation suits the call; see `repe.ops.reference.edit`."""
     chosen: Implementation = edit
@@ -69,7 +71,7 @@ def auto(
         kernels = _working_kernels(x.device)
         if kernels is not None and not kernels.why_not(x, strength, coefficients):
             chosen = kernels.edit
-    return chosen(x, strength, coefficients, rounding=rounding, seed=seed, out=out)
+    return chosen(x, strength, coefficients, rounding=rounding, seed=seed, out=out, everywhere=everywhere)
 
 
 def _kernels() -> ModuleType:

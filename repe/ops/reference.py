@@ -15,7 +15,7 @@ gate is shut. The file knows nothing of models, blocks or concepts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -50,6 +50,7 @@ class Coefficients:
     gain: Gain = "one"
     keep_norm: bool = False
     needs_projection: bool = True
+    _shift: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.read.ndim != 2 or self.write.shape != self.read.shape:
@@ -65,6 +66,22 @@ class Coefficients:
                 )
         if self.gain not in GAINS:
             raise ValueError(f"gain={self.gain!r} is not known: use one of {[*GAINS]}")
+        in_advance = not self.needs_projection and not any(t.requires_grad for t in self.tensors)
+        with torch.inference_mode(False), torch.no_grad():  # autograd must be able to save it later
+            object.__setattr__(self, "_shift", self._displacement() if in_advance else None)
+
+    @property
+    def shift(self) -> Tensor:
+        """(d_model,), what strength 1 adds to every token, where that needs no projection."""
+        return self._displacement() if self._shift is None else self._shift
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether strength 1 adds the same to every token until the values here are replaced."""
+        return self._shift is not None and not self.keep_norm
+
+    def _displacement(self) -> Tensor:
+        return (self.offset.clamp(self.low, self.high)[:, None] * self.write).sum(0)
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +99,8 @@ class Coefficients:
         """Takes the values of `other` in place, so that code compiled for these tensors runs on."""
         for mine, theirs in zip(self.tensors, other.tensors, strict=True):
             mine.copy_(theirs)
+        if self._shift is not None:
+            self._shift.copy_(other.shift)
 
 
 def edit(
@@ -92,6 +111,7 @@ def edit(
     rounding: Rounding = "nearest",
     seed: Tensor | None = None,
     out: Tensor | None = None,
+    everywhere: bool = False,
 ) -> Tensor:
     """The edited activations, in the shape and the dtype of `x`.
 
@@ -102,6 +122,7 @@ def edit(
         rounding: to the dtype of `x`; "stochastic" is for bfloat16, whose resolution the edit may lie below.
         seed: of stochastic rounding, one int64; the same seed rounds alike.
         out: where to write the result: `x` itself, or memory that it has no part in. Not differentiable.
+        everywhere: the caller knows that no strength is 0, so that nothing has to be left as it is.
 
     Raises:
         ValueError, TypeError: an option cannot be meant.
@@ -111,22 +132,40 @@ def edit(
     check_rounding(x, rounding, seed)
     check_out(x, strength, coefficients, out)
     precision = torch.promote_types(x.dtype, torch.float32)
-    read, write, slope, offset, low, high = (t.to(precision) for t in coefficients.tensors)
     wide, amount = x.to(precision), strength.to(precision).unsqueeze(-1)
     if coefficients.keep_norm or coefficients.gain == "norm":
         wide = torch.where(amount != 0, wide, 0)  # a norm's gradient at infinity is NaN, even when multiplied by 0
-    with torch.autocast(x.device.type, enabled=False):
-        if coefficients.needs_projection:
-            p = wide @ read.T
-            c = (slope * p + offset * GAINS[coefficients.gain](p)).clamp(low, high)
-        else:
-            c = offset.clamp(low, high).expand(*amount.shape[:-1], -1)
-        edited = wide + (amount * c) @ write
+    edited = wide + (
+        _projected(wide, amount, coefficients)
+        if coefficients.needs_projection
+        else amount * coefficients.shift.to(precision)
+    )
     if coefficients.keep_norm:
         edited = edited * _norm_ratio(wide, edited)
     rounded = edited.to(x.dtype) if seed is None else stochastic(edited, seed)
-    result = torch.where(amount != 0, rounded, x)
+    result = rounded if everywhere else torch.where(amount != 0, rounded, x)
     return result if out is None else out.copy_(result)
+
+
+def plus(x: Tensor, displacement: Tensor) -> Tensor:
+    """What `edit` makes of `x`, (rows, tokens, d_model), where all that it does is to add (d_model,) to every token.
+
+    The displacement is in float32, or float64 for float64 activations.
+    """
+    if x.dtype == displacement.dtype or not x.is_cuda or (torch.is_grad_enabled() and x.requires_grad):
+        return (x + displacement).to(x.dtype)
+    return torch.add(x, displacement, out=torch.empty_like(x))  # one read and one write, where a cast would be another
+
+
+def _projected(wide: Tensor, amount: Tensor, coefficients: Coefficients) -> Tensor:
+    """What an edit adds that depends on the activation."""
+    if torch.is_autocast_enabled(wide.device.type):
+        with torch.autocast(wide.device.type, enabled=False):
+            return _projected(wide, amount, coefficients)
+    read, write, slope, offset, low, high = (t.to(wide.dtype) for t in coefficients.tensors)
+    p = wide @ read.T
+    gained = offset if coefficients.gain == "one" else offset * GAINS[coefficients.gain](p)
+    return (amount * (slope * p + gained).clamp(low, high)) @ write
 
 
 def needs_gradient(x: Tensor, strength: Tensor, coefficients: Coefficients) -> bool:

@@ -281,8 +281,9 @@ def edit(
     rounding: Rounding = "nearest",
     seed: Tensor | None = None,
     out: Tensor | None = None,
+    everywhere: bool = False,
 ) -> Tensor:
-    """What `reference.edit` does, in one kernel.
+    """What `reference.edit` does, in one kernel, which looks at every strength anyway.
 
     Raises:
         ValueError, TypeError: an option cannot be meant, or the kernel does not cover the call.
