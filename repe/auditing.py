@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from math import log
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ UNEVEN = 1.5  # ratio of the lengths of one pair's poles
 TELLING = 0.35  # difference of a word's shares in the two poles, above which one word makes up much of the direction
 WORDING = 0.9  # share of held-out pairs that single words order rightly, above which they may be all that is found
 SHOWN = 8
+WIDTH = 100  # of a line in a notebook, in letters
 
 # Scripts without spaces (Thai to Khmer, kana, Chinese) and emoji: every character counts as a word.
 ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2600-\u27bf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -83,9 +86,8 @@ class Audit:
         return "\n".join([*lines, *(f"  -> {sentence}" for sentence in self.advice or ("nothing to mend",))])
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<pre>{escape(str(self))}</pre>"
+        lines = (fill(line, WIDTH, subsequent_indent="     ") for line in str(self).splitlines())
+        return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
 def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: float = 0.25, seed: int = 0) -> Audit:

@@ -11,13 +11,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from repe import showing
 from repe.choice import Choice, Fits, Rehearsal, choose, fit_all, rehearse
 from repe.fits import Array, Estimate, Measured
 from repe.scores import Baseline, ByValue, Control, Costs, Scores, check_scores, freeze, numbers_in, texts_in
@@ -138,10 +138,7 @@ class TradeoffCurve(ByValue):
         return "\n".join([f"{self.concept}, steered", *lines, note])
 
     def _repr_html_(self) -> str:
-        heads, rows, note = self._table()
-        cells = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in row)}</tr>" for row in rows)
-        head = f"<caption>{escape(self.concept)}, steered</caption><tr><th>{'</th><th>'.join(heads)}</th></tr>"
-        return f"<table>{head}{cells}</table><p>{escape(note)}</p>"
+        return showing.table(f"{self.concept}, steered", *self._table())
 
     __repr__ = __str__
 

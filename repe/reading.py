@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from repe import showing
 from repe.blocks import find_stack, is_encoder_decoder
 from repe.capturing import capture
 from repe.tokens import Text, encode, strings
@@ -39,11 +40,33 @@ class Reading:
         """(tokens,), the scores at the recommended blocks, averaged."""
         return self.scores[:, [self.blocks.index(b) for b in self.recommended]].mean(1)
 
+    def at(self, block: int | None = None) -> Tensor:
+        """(tokens,), the scores at one block; `best` without one. Raises IndexError if the block was not read."""
+        if block is None:
+            return self.best
+        if block not in self.blocks:
+            raise IndexError(f"block {block} was not read: there are scores at {list(self.blocks)}")
+        return self.scores[:, self.blocks.index(block)]
+
     def plot(self, ax: Any = None) -> Any:
-        """Draws the scan, tokens by blocks, on matplotlib axes, and returns them."""
+        """Draws the scan, tokens by blocks, on matplotlib axes, and returns them.
+
+        The scores of one block, token by token, are drawn by `repe.plot.tokens`.
+        """
         from repe.plot import scan
 
         return scan(self, ax)
+
+    def text(self, block: int | None = None, *, color: bool = True) -> str:
+        """The text with every token on the colour of its score, for terminals: see `repe.showing.colored`."""
+        return showing.colored(self, block=block, color=color)
+
+    def html(self, block: int | None = None) -> str:
+        """The same for notebooks, which show it of themselves for the recommended blocks."""
+        return showing.of_reading(self, block)
+
+    def _repr_html_(self) -> str:
+        return self.html()
 
     def __repr__(self) -> str:
         size = f"{len(self.tokens)} tokens x {len(self.blocks)} blocks"

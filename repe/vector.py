@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from repe import showing
+
 PER_DIRECTION = ("write", "read", "center")
 PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
 TENSORS = PER_DIRECTION + PER_BLOCK
@@ -229,6 +231,15 @@ class ConceptVector:
         )
         where = "" if self.site == "block" else f", site {self.site}"
         return f"ConceptVector({self.concept!r}, {len(self.blocks)} blocks x {self.d_model}{where}; best at {best})"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the held-out accuracy of every block on matplotlib axes, and returns them; see `repe.plot.profile`."""
+        from repe.plot import profile
+
+        return profile(self, ax)
+
+    def _repr_html_(self) -> str:
+        return showing.of_vector(self)
 
     # files
 

@@ -12,9 +12,12 @@ from matplotlib.text import Text
 
 import repe
 from repe import plot
-from repe.curve import Baseline, Control, Scores, TradeoffCurve
-from repe.fits import bell, saturating
-from repe.reading import Reading
+from repe.calibration import Calibration, Setting, Trial
+from repe.choice import UNCHANGED, Outcome
+from repe.curve import Baseline, Control, Costs, Scores, TradeoffCurve
+from repe.fits import Estimate, bell, saturating
+from repe.plot import text as plot_text
+from repe.reading import Reading, score
 
 ALPHAS = np.linspace(-4, 4, 21).round(9)
 THEMES = ["default", "dark_background"]
@@ -76,6 +79,24 @@ def reading(tokens: int = 60, blocks: int = 6) -> Reading:
         torch.linspace(-2, 2, tokens * blocks).view(tokens, blocks),
         (1,),
     )
+
+
+def acts(texts: int = 40, blocks: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations of two poles, which stand at -1 and +1 in the scores of `vector` at every block."""
+    noise = torch.randn(2, texts, blocks, blocks) * 0.3
+    direction = torch.eye(blocks)
+    return direction * 2 + noise[0], noise[1]
+
+
+def calibrated(alpha: float = 2.5) -> Calibration:
+    def trial(reader: str, block: int, shift: float) -> Trial:
+        gain = Estimate(0.1 * block + shift, 0.1 * block, 0.1 * block + 0.3)
+        return Trial(reader, block, 4.0, alpha, Outcome(gain, UNCHANGED.loss), 0.5 + 0.1 * block - shift)
+
+    trials = tuple(trial(r, b, s) for r, s in (("mean", 0.1), ("pca", 0.2)) for b in range(5))
+    more = Setting(1, vector(), trials[7], UNCHANGED, trials)
+    nothing = replace(trials[0], alpha=0.0, reason="none")
+    return Calibration("honesty", 1.0, 0.05, more, Setting(-1, vector(), nothing, UNCHANGED, trials))
 
 
 def lines(ax, label):
@@ -301,7 +322,19 @@ def test_axes_without_a_grid_are_split_too():
 
 
 @pytest.mark.parametrize(
-    ("draw", "what"), [(plot.frontier, curve), (plot.profile, vector), (plot.scan, reading)], ids=lambda f: f.__name__
+    ("draw", "what"),
+    [
+        (plot.frontier, curve),
+        (plot.profile, vector),
+        (plot.scan, reading),
+        (plot.tokens, reading),
+        (plot.cosines, vector),
+        (repe.ConceptVector.plot, vector),
+        (plot.costs, lambda: curve(costs=divergence())),
+        (lambda v, ax=None: plot.poles(v, *acts(), ax), vector),
+        (lambda v, ax=None: plot.pairs(*acts(), ax, vector=v), vector),
+    ],
+    ids=["frontier", "profile", "scan", "tokens", "cosines", "vector", "costs", "poles", "pairs"],
 )
 def test_axes_that_are_given_are_returned_and_no_figure_is_made(draw, what):
     _, ax = plt.subplots()
@@ -436,3 +469,370 @@ def test_in_narrow_axes_a_scan_names_some_of_the_tokens():
     plot.scan(reading(), ax)
     check_legible(figure)
     assert 20 <= len(ax.get_xticklabels()) < 60
+
+
+def test_a_scan_marks_the_recommended_blocks_and_what_has_no_score():
+    r = reading(8)
+    r.scores[:, 3] = torch.nan
+    ax = plot.scan(r)
+    bold = [label.get_text() for label in ax.get_yticklabels() if label.get_fontweight() == "bold"]
+    assert bold == ["1"]
+    drawn = ax.images[0].cmap(ax.images[0].norm(ax.images[0].get_array()))
+    np.testing.assert_allclose(drawn[3], np.tile(to_rgba("#999999"), (8, 1)), atol=0.01)
+    assert not (drawn[2] == drawn[3]).all()
+
+
+def test_profiles_of_several_are_a_line_each_by_name():
+    one, other = vector(), replace(vector(), accuracy=torch.linspace(1, 0.5, 6), recommended=(0,))
+    ax = plot.profile({"mean": one, "_pca": other})
+    for name, v in (("mean", one), (" _pca", other)):
+        (line,) = lines(ax, name)
+        np.testing.assert_allclose(line.get_xydata(), np.stack([v.blocks, v.accuracy], 1))
+    rings = [tuple(line.get_xydata()[0]) for line in lines(ax, "recommended")]
+    assert rings == [(4, pytest.approx(0.88)), (0, 1)]
+    assert legend(ax) == ["mean", " _pca", "recommended"]
+
+
+def test_lines_that_are_the_same_are_both_seen():
+    ax = plot.profile([vector(), vector()])
+    widths = [lines(ax, name)[0].get_linewidth() for name in ("honesty", "honesty (2)")]
+    assert widths[0] > 2 * widths[1]
+
+
+def test_several_of_one_concept_are_told_apart_by_their_readers():
+    made = [replace(vector(), provenance={"reader": reader}) for reader in ("mean", "pca", "pca")]
+    assert legend(plot.profile(made))[:3] == ["honesty, mean", "honesty, pca", "honesty, pca (2)"]
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot.profile([])
+
+
+# tokens
+
+
+def test_the_line_of_a_reading_is_its_score_token_by_token():
+    r = reading(12)
+    for block, scores in ((None, r.best), (4, r.scores[:, 4])):
+        ax = plot.tokens(r, block=block)
+        (line,) = lines(ax, "honesty")
+        np.testing.assert_allclose(line.get_ydata(), scores)
+        heights = [bar.get_height() for bar in ax.patches]
+        np.testing.assert_allclose(np.array(heights[:12]) + heights[12:], scores)
+        assert f"at block {1 if block is None else block}" in ax.get_title()
+        assert {"positive pole", "negative pole"} == set(names(ax))
+    with pytest.raises(IndexError, match="block 9 was not read"):
+        plot.tokens(r, block=9)
+    assert len(plt.get_fignums()) == 2
+
+
+def test_places_are_named_after_the_tokens_of_one_text_or_of_two():
+    r = replace(reading(3, 1), recommended=(0,))
+    texts = {"a": replace(r, tokens=(" a", "b", "c")), "b": replace(r, tokens=(" a", "x", "\n"))}
+    ax = plot.tokens(texts)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b | x", "c | ·"]
+    ax = plot.tokens(texts | {"c": replace(r, tokens=("z", "y", "c"))})
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a | z", "1", "c | ·"]
+    shorter = Reading("honesty", (" a",), r.blocks, r.scores[:1], r.blocks)
+    assert [label.get_text() for label in plot.tokens([r, shorter]).get_xticklabels()] == ["The | a", "quick", "·"]
+
+
+def test_the_first_token_does_not_flatten_the_others():
+    r = reading(12)
+    r.scores[0] = -80
+    low, high = plot.tokens(r).get_ylim()
+    assert -3 < low < -1
+    assert 1 < high < 3
+    r.scores[5] = 4
+    assert plot.tokens(r).get_ylim()[1] > 4
+
+
+def test_a_token_without_a_score_is_a_gap_in_the_line():
+    r = reading(12)
+    r.scores[4] = torch.nan
+    (line,) = lines(plot.tokens(r), "honesty")
+    assert np.flatnonzero(np.isnan(line.get_ydata())).tolist() == [4]
+
+
+# vectors among each other
+
+
+def concepts(count: int = 3, blocks: int = 4) -> list[repe.ConceptVector]:
+    like = vector(blocks)
+    drawn = [repe.ConceptVector.random(like, seed) for seed in range(count)]
+    return [replace(v, concept=f"concept {i}") for i, v in enumerate(drawn)]
+
+
+def test_cosines_are_those_of_the_vectors_and_stand_in_the_cells():
+    several = concepts()
+    for block in (None, 0):
+        ax = plot.cosines(several, block=block)
+        at = several[0].recommended[0] if block is None else block
+        expected = [[one.cosine(other)[at].item() for other in several] for one in several]
+        np.testing.assert_allclose(ax.images[0].get_array(), expected, atol=1e-6)
+        assert names(ax) == [f"{value + 0:.2f}".replace("-0.00", "0.00") for row in expected for value in row]
+        assert [label.get_text() for label in ax.get_yticklabels()] == [v.concept for v in several]
+        assert f"block {at}" in ax.get_title()
+        assert ax.images[0].get_clim() == (-1, 1)
+
+
+def test_a_cosine_of_nearly_nothing_has_no_sign():
+    tilted = torch.tensor([[1.0, -0.001], [0.0, 1.0]])
+    tilted /= tilted.norm(dim=1, keepdim=True)
+    v = replace(vector(2), write=tilted, read=tilted, recommended=(0,))
+    assert names(plot.cosines(v)) == ["1.00", "0.00", "0.00", "1.00"]
+
+
+def test_one_vector_is_compared_with_itself_block_by_block():
+    v = concepts()[0]
+    ax = plot.cosines(v)
+    np.testing.assert_allclose(ax.images[0].get_array(), v.write @ v.write.T, atol=1e-6)
+    with pytest.raises(ValueError, match="compared block by block"):
+        plot.cosines([v], block=1)
+
+
+def test_what_is_read_can_be_compared_too():
+    v = vector(3)
+    read = v.write + torch.tensor([0.0, 1.0, 0.0])
+    other = replace(v, concept="other", read=read / (read * v.write).sum(-1, keepdim=True))
+    assert plot.cosines([v, other], block=0).images[0].get_array()[0, 1] == pytest.approx(1)
+    ax = plot.cosines([v, other], block=0, direction="read")
+    assert ax.images[0].get_array()[0, 1] == pytest.approx(0.5**0.5)
+    with pytest.raises(ValueError, match="'write' and 'read', got 'both'"):
+        plot.cosines([v, other], direction="both")
+
+
+def test_vectors_of_other_models_or_without_the_block_are_refused_and_leave_no_figure():
+    with pytest.raises(ValueError, match="d_model is 4 and 6"):
+        plot.cosines([vector(4), replace(vector(6), recommended=(2,))], block=2)
+    with pytest.raises(IndexError, match="no block 9"):
+        plot.cosines(concepts(), block=9)
+    assert not plt.get_fignums()
+
+
+def test_letters_in_cells_can_be_read_on_their_ground():
+    ax = plot.cosines(concepts(6, 12))
+    image = ax.images[0]
+    for text, value in zip(ax.texts, image.get_array().flat, strict=True):
+        assert contrast(to_rgba(text.get_color()), image.cmap(image.norm(value))) > 4.5
+
+
+def contrast(one, other) -> float:
+    """The ratio of WCAG 2, 1 to 21."""
+
+    def luminance(color):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3]]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+    light, dark = sorted([luminance(one), luminance(other)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+# the two poles
+
+
+def test_the_poles_are_the_scores_of_their_texts():
+    v, (positive, negative) = replace(vector(), scale=torch.full((6,), 2.0)), acts()
+    for block in (None, 1):
+        at = 4 if block is None else block
+        for given in ({}, {"blocks": range(6)}):
+            ax = plot.poles(v, positive, negative, block=block, **given)
+            for name, side, right in (("positive", positive, lambda s: s > 0), ("negative", negative, lambda s: s < 0)):
+                scores = score(side, v)[:, at]
+                (outline,) = (p for p in ax.patches if p.get_label().startswith(name))
+                covered = outline.get_xy()
+                assert covered[:, 0].min() <= scores.min()
+                assert covered[:, 0].max() >= scores.max() - 1e-6
+                assert f"{name}: 40 texts, {right(scores).float().mean():.0%}" in outline.get_label()
+                steps = covered[: len(covered) // 2 + 1]
+                assert steps[1::2, 1].sum() == 40
+
+
+def test_one_block_alone_and_other_blocks_than_the_vectors_are_found_by_number():
+    v, (positive, negative) = vector(), acts()
+
+    def drawn(*sides, **how):
+        return [patch.get_xy().tolist() for patch in plot.poles(v, *sides, block=2, **how).patches]
+
+    expected = drawn(positive, negative)
+    assert drawn(positive[:, 2], negative[:, 2]) == expected
+    assert drawn(positive[:, [2]], negative[:, [2]]) == expected
+    assert drawn(positive[:, [1, 2]], negative[:, [1, 2]], blocks=[2, 1]) == expected
+    for sides, how in (((positive[:, :3], negative[:, :3]), {}), ((positive, negative), {"blocks": [1, 2]})):
+        with pytest.raises(ValueError, match="block 2 cannot be found among"):
+            drawn(*sides, **how)
+    with pytest.raises(ValueError, match=r"d_model 6\), as .* got \(40, 5\)"):
+        drawn(positive[:, 2, :5], negative[:, 2, :5])
+
+
+def test_poles_that_have_no_distance_have_no_picture():
+    v = vector()
+    with pytest.raises(ValueError, match="no distance at block 4"):
+        plot.poles(replace(v, scale=torch.zeros(6)), *acts())
+    assert not plt.get_fignums()
+
+
+def test_pairs_of_a_vector_stand_at_their_scores_and_are_joined():
+    v, (positive, negative) = vector(), acts()
+    ax = plot.pairs(positive, negative, vector=v)
+    for points, side in zip(ax.collections, (positive, negative), strict=True):
+        np.testing.assert_allclose(points.get_offsets()[:, 0], score(side, v)[:, 4], atol=1e-6)
+    joined = np.stack([line.get_xydata() for line in ax.lines[:40]])
+    np.testing.assert_allclose(joined[:, 0], ax.collections[0].get_offsets())
+    np.testing.assert_allclose(joined[:, 1], ax.collections[1].get_offsets())
+
+
+def test_pairs_without_a_vector_keep_their_distances_where_two_directions_say_all():
+    flat = torch.randn(2, 30, 2) @ torch.randn(2, 7) + 3
+    ax = plot.pairs(*flat)
+    places = np.concatenate([points.get_offsets() for points in ax.collections])
+    every = flat.flatten(0, 1).numpy()
+    for i in range(60):
+        np.testing.assert_allclose(
+            np.linalg.norm(places - places[i], axis=1), np.linalg.norm(every - every[i], axis=1), atol=1e-4
+        )
+    shares = [float(label.split("(")[1].split("%")[0]) for label in (ax.get_xlabel(), ax.get_ylabel())]
+    assert sum(shares) == pytest.approx(100, abs=1)
+    assert shares[0] >= shares[1]
+
+
+def test_the_positive_pole_is_on_the_right():
+    positive, negative = acts()
+    for sides in ((positive, negative), (negative, positive)):
+        first, second = plot.pairs(*sides, block=3).collections
+        assert first.get_offsets()[:, 0].mean() > second.get_offsets()[:, 0].mean()
+
+
+def test_pairs_need_as_many_of_either_pole_and_a_block_of_several():
+    positive, negative = acts()
+    with pytest.raises(ValueError, match="the poles of pairs have one shape"):
+        plot.pairs(positive[:3], negative, block=2)
+    with pytest.raises(ValueError, match="block None cannot be found"):
+        plot.pairs(positive, negative)
+
+
+# costs and calibration
+
+
+def divergence(**changes) -> Costs:
+    kl = 0.02 * ALPHAS[:, None] ** 2 * np.linspace(0.5, 1.5, 12)
+    return Costs(**{"kl": kl, "kl_p95": 5 * kl.mean(1)} | changes)
+
+
+def test_the_divergence_is_drawn_with_its_interval_as_far_as_it_was_measured():
+    c = curve(costs=divergence())
+    ax = plot.costs(c)
+    (mean,) = lines(ax, "mean, 95% interval")
+    np.testing.assert_array_equal(mean.get_ydata(), c.columns["kl"])
+    corners = ax.collections[0].get_paths()[0].vertices
+    for at in (0, 5, -1):
+        across = corners[corners[:, 0] == ALPHAS[at], 1]
+        ends = c.columns["kl_low"][at], c.columns["kl_high"][at]
+        assert (across.min(), across.max()) == pytest.approx(ends)
+    (tail,) = lines(ax, "95th percentile of tokens")
+    np.testing.assert_array_equal(tail.get_ydata(), c.columns["kl_p95"])
+    assert ax.get_xlabel() == "alpha (gaps)"
+    assert legend(plot.costs(curve(costs=divergence(kl=None)))) == ["95th percentile of tokens"]
+    assert legend(plot.costs(curve(costs=divergence(kl_p95=None)))) == ["mean, 95% interval"]
+    with pytest.raises(ValueError, match="has no divergence"):
+        plot.costs(curve())
+    assert len(plt.get_fignums()) == 3
+
+
+def test_a_calibration_is_drawn_by_reader_with_what_was_chosen_ringed():
+    found = calibrated()
+    upper, lower = plot.calibration(found)
+    for panel, value in ((upper, lambda t: t.accuracy), (lower, lambda t: t.validation.gain.value)):
+        for reader in ("mean", "pca"):
+            (line,) = lines(panel, reader)
+            expected = [(t.block, value(t)) for t in found.more.trials if t.reader == reader]
+            np.testing.assert_allclose(line.get_xydata(), expected)
+        (mark,) = lines(panel, "chosen: alpha 2.5, by pca")
+        np.testing.assert_allclose(mark.get_xydata(), [(2, value(found.more.trial))])
+    ends = np.concatenate([segment[:, 1] for c in lower.collections for segment in c.get_segments()])
+    assert (ends.min(), ends.max()) == pytest.approx((0, 0.7))
+
+
+def test_where_nothing_was_chosen_nothing_is_ringed():
+    upper, lower = plot.calibration(calibrated(), sign=-1)
+    assert legend(lower) == ["mean", "pca"]
+    assert "less" in upper.get_title()
+    with pytest.raises(ValueError, match=r"got 0$"):
+        plot.calibration(calibrated(), sign=0)
+
+
+# every picture, whatever the names
+
+STRANGE = ("$x_1$", "漢字", "\U0001f600\ufe0f", "_", "\u202e$", "  \n", "", "a\x00b")
+NAMES = ("_$x_1$", "漢字 \U0001f600\ufe0f", "\u202e$$\na\x00")
+
+
+def pictures(concept: str, tokens: tuple[str, ...]):
+    """Every picture of what has this concept and these tokens."""
+    v = replace(vector(), concept=concept)
+    other = replace(repe.ConceptVector.random(v, 1), concept=f"{concept}!")
+    r = Reading(concept, tokens, (0, 1), torch.linspace(-2, 2, 2 * len(tokens)).view(-1, 2), (1,))
+    c = replace(curve(**BARE), concept=concept)
+    return {
+        "tradeoff": lambda ax: plot.tradeoff(c, ax)[0],
+        "frontier": lambda ax: plot.frontier(c, ax),
+        "costs": lambda ax: plot.costs(replace(c, costs=divergence()), ax),
+        "profile": lambda ax: plot.profile(v, ax),
+        "profiles": lambda ax: plot.profile([v, other], ax),
+        "cosines": lambda ax: plot.cosines([v, other], ax),
+        "own cosines": lambda ax: plot.cosines(v, ax),
+        "scan": lambda ax: plot.scan(r, ax),
+        "tokens": lambda ax: plot.tokens(r, ax),
+        "two texts": lambda ax: plot.tokens({concept: r, "other": replace(r, tokens=tokens[::-1])}, ax),
+        "poles": lambda ax: plot.poles(v, *acts(), ax),
+        "pairs": lambda ax: plot.pairs(*acts(), ax, vector=v),
+        "plane": lambda ax: plot.pairs(*acts(), ax, block=2),
+        "calibration": lambda ax: plot.calibration(replace(calibrated(), concept=concept), ax)[0],
+    }
+
+
+EVERY = [*pictures("honesty", ("a",))]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_picture_is_legible_alone_and_on_axes_of_a_notebook(name):
+    for ax in (None, plt.subplots(figsize=(6.4, 4), layout="constrained")[1]):
+        check_legible(pictures("honesty", reading(12).tokens)[name](ax).figure)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("name", EVERY)
+def test_every_picture_is_seen_on_its_ground(name, theme):
+    with plt.style.context(theme):
+        ax = pictures("honesty", reading(12).tokens)[name](None)
+        assert to_rgba(ax.title.get_color()) == to_rgba(plt.rcParams["text.color"])
+        ground = to_rgba(ax.get_facecolor())
+        for line in ax.lines:
+            assert contrast(to_rgba(line.get_color()), ground) > 1.9
+        for patch in ax.patches:
+            parts = (patch.get_facecolor(), patch.get_edgecolor())
+            assert max(contrast(laid_on(ground, to_rgba(part)), ground) for part in parts) > 1.4
+
+
+def laid_on(ground, color):
+    *color, opacity = color
+    return [opacity * c + (1 - opacity) * g for c, g in zip(color, ground, strict=False)]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_names_and_tokens_of_any_script_are_drawn_as_they_are_and_never_warn(name):
+    for concept in NAMES:
+        ax = pictures(concept, STRANGE)[name](None)
+        ax.figure.canvas.draw()
+        given = [ax.title, *ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts]
+        assert not [text for text in given if "$" in text.get_text() and text.get_parse_math()]
+        plt.close("all")
+
+
+def test_numbers_of_many_blocks_do_not_touch():
+    check_legible(plot.cosines(repe.ConceptVector.random(vector(36))).figure)
+
+
+def test_letters_that_no_font_has_are_shown_as_such():
+    assert plot_text.drawable("a漢\U000e0001$é") in ("a�$é", "a漢$é")
+    with plt.rc_context({"font.family": ["DejaVu Sans Mono", "sans-serif"]}):
+        assert plot_text.drawable("a\U0010fffd") == "a�"
+        assert plot_text.fonts()[:2] == ["DejaVu Sans Mono", "sans-serif"]
