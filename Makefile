@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types format vectors picture testbed check curves clean
+.PHONY: demo test lint types format vectors picture testbed check curves bench peers clean
 
 demo: $(READY)
 	$(BIN)/python -m repe.demo
@@ -28,9 +28,21 @@ format: $(READY)
 check: $(READY)
 	$(BIN)/python -m repe.testbed.measure
 
-# the trade-off curves of the testbed's concepts, and what the sweep saves
+# the trade-off curves of the testbed's concepts
 curves: $(READY)
 	$(BIN)/python -m repe.testbed.curves
+
+# what reading and steering cost; `python -m repe.bench --help` tells of GPUs and of JSON
+bench: $(READY)
+	$(BIN)/python -m repe.bench
+
+# extraction against other libraries, which need an environment of their own, with older releases
+peers: $(READY)
+	$(PYTHON) -m venv .venv-peers
+	PIP_CONSTRAINT= .venv-peers/bin/python -m pip install --quiet torch==2.13.0 "numpy<2" "transformers<5" scikit-learn \
+		repeng==0.4.0 steering-vectors==0.12.2
+	PIP_CONSTRAINT= .venv-peers/bin/python -m pip install --quiet --no-deps repe==0.1.4
+	$(BIN)/python -m repe.bench --only peers --peers .venv-peers/bin/python
 
 picture: $(READY)
 	$(BIN)/python -m repe.demo --picture notebooks/honesty.png
@@ -48,4 +60,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache

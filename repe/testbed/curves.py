@@ -1,30 +1,25 @@
-"""The trade-off curves of the testbed's concepts, and what the sweep saves: `python -m repe.testbed.curves`.
+"""The trade-off curves of the testbed's concepts: `python -m repe.testbed.curves`.
 
 Nothing is fitted to these items: vectors come from other facts, requests, templates and wordings.
 """
 
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 import repe
 from repe.catalogue import find_task
 from repe.costs import costs
 from repe.fits import Measured, fit_kl
-from repe.steering import steer
 from repe.sweep import sweep
-from repe.tasks import Item, load_items, log_likelihoods
+from repe.tasks import Item, load_items
 from repe.tokens import Text
 
 ALPHAS = tuple(np.linspace(-4, 4, 33).tolist())
 FAR = (-30.0, -10.0, 0.0, 10.0, 30.0)
 NEAR = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.57, 0.8)
-TURNS = 3
 
 
 def main() -> None:
@@ -43,7 +38,6 @@ def main() -> None:
     far = sweep(model, tokenizer, vector, {"skills": tasks["skills"]}, FAR)["skills"]
     print(f"honesty, far out: P(right) {rounded(far.probability.mean(1))} at {FAR}; 1/N is {far.floor:.3f}")
     divergence(model, tokenizer, vector, tasks)
-    speed(model, tokenizer, vector, tasks)
 
 
 def rounded(values: Any) -> list[float]:
@@ -87,40 +81,6 @@ def both_sides(values: Any) -> Any:
 def answered(item: Item) -> Text:
     assert not isinstance(item.prompt, str)
     return (*item.prompt, {"role": "assistant", "content": item.options[item.answer]})
-
-
-def speed(model: Any, tokenizer: Any, vector: Any, tasks: Mapping[str, Sequence[Item]]) -> None:
-    """Prints how much faster the sweep is than the plain loop, in turns, and where the time is saved."""
-    alphas = np.linspace(-4, 4, 21).tolist()
-    for name, items in tasks.items():
-        ratios, distance = [], 0.0
-        for _ in range(TURNS):
-            fast, scores = timed(lambda: sweep(model, tokenizer, vector, {name: items}, alphas)[name])  # noqa: B023
-            slow, plain = timed(lambda: loop(model, tokenizer, vector, items, alphas))  # noqa: B023
-            ratios.append(slow / fast)
-            distance = float(np.nanmax(np.abs(scores.log_likelihoods - plain)))
-        print(
-            f"sweep of {len(alphas)} alphas, {name}, {len(items[0].options)} options: the plain loop takes "
-            f"{statistics.median(ratios):.1f} times as long ({min(ratios):.1f} to {max(ratios):.1f} in {TURNS} turns); "
-            f"log-likelihoods differ by {distance:.1e} at most"
-        )
-
-
-def timed(run: Any) -> tuple[float, Any]:
-    began = time.perf_counter()
-    result = run()
-    return time.perf_counter() - began, result
-
-
-def loop(model: Any, tokenizer: Any, vector: Any, items: Sequence[Item], alphas: Sequence[float]) -> Any:
-    """(alphas, items, options): for every alpha steer, then batches of 32 over every item and option."""
-    table = np.full((len(alphas), len(items), max(len(item.options) for item in items)), np.nan)
-    for row, alpha in enumerate(alphas):
-        with steer(model, vector, alpha) as handle:
-            found = log_likelihoods(model, tokenizer, items, steering=[handle], batch_size=32)
-        for i, likelihoods in enumerate(found):
-            table[row, i, : len(likelihoods)] = torch.as_tensor(likelihoods)
-    return table
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""What steering and reading cost, measured here and now: `python -m repe.bench`.
+
+A bench is a function that yields rows. Everything that is compared runs in turns in one process, so that what else the
+machine does falls on both sides; a row is the median of the turns' ratios with its 95% interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+
+import torch
+
+from repe.bench import compiled, edits, gpu, peers, reading, scaling, steering, sweeping
+from repe.bench.table import Row, heading, line
+from repe.bench.workload import Workload
+
+SECTIONS = ("reading", "steering", "compiled", "sweep", "scaling", "peers", "gpu")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the benches that the arguments name, and prints their rows as they come."""
+    asked = parser().parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    rows = []
+    if not asked.json:
+        print(f"{about(asked)}\n\n{heading()}", flush=True)
+    for name in asked.only or SECTIONS:
+        for row in benches(asked)[name]():
+            rows.append(row)
+            if not asked.json:
+                print(line(row), flush=True)
+    if asked.json:
+        json.dump({"machine": about(asked), "rows": [row.as_json() for row in rows]}, sys.stdout, indent=1)
+        print()
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="repe.bench", description=__doc__.split("\n")[0])
+    made.add_argument("--device", default="cpu", help="cpu, or cuda, which adds the kernels and a model of 8B shape")
+    made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch on the CPU")
+    made.add_argument("--turns", type=int, default=7, help="of everything that takes seconds")
+    made.add_argument("--steps", type=int, default=250, help="single decode steps on either side")
+    made.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections alone")
+    made.add_argument("--peers", metavar="PYTHON", help="an interpreter that has other libraries: see `make peers`")
+    made.add_argument("--json", action="store_true", help="print JSON once all is done")
+    made.add_argument("--small", action="store_true", help="a toy of the same course, to see that it runs")
+    return made
+
+
+def benches(asked: argparse.Namespace) -> dict[str, Callable[[], Iterator[Row]]]:
+    """The sections by name, none of them begun."""
+    work = Workload(asked.device, asked.small)
+    return {
+        "reading": partial(reading.rows, work, asked.turns),
+        "steering": partial(steering.rows, work, asked.turns, asked.steps),
+        "compiled": partial(compiled.rows, work, asked.steps),
+        "sweep": partial(sweeping.rows, work.small, asked.turns),
+        "scaling": partial(scaling.rows, work, asked.turns),
+        "peers": partial(peers.rows, work, asked.turns, asked.peers),
+        "gpu": lambda: chain(edits.rows(work, asked.steps), gpu.rows(work, asked.turns, asked.steps)),
+    }
+
+
+def about(asked: argparse.Namespace) -> str:
+    place = torch.cuda.get_device_name() if asked.device.startswith("cuda") else platform.processor() or "CPU"
+    return f"{place}, {asked.threads} threads, torch {torch.__version__}, Python {platform.python_version()}"

@@ -1,0 +1,59 @@
+"""What the sweep saves, against a loop over the strengths that steers and scores batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import repe
+from repe.bench.reading import medians
+from repe.bench.table import Row
+from repe.bench.timing import Estimate, in_turns
+from repe.catalogue import find_task
+from repe.sweep import sweep
+from repe.tasks import Item, load_items, log_likelihoods
+
+ITEMS = 120
+ALPHAS = tuple(np.linspace(-4, 4, 21).tolist())
+
+
+def rows(small: bool, turns: int) -> Iterator[Row]:
+    """On the testbed, whose tasks have two and four options."""
+    model, tokenizer = repe.load()
+    vector = repe.extract(model, tokenizer, "honesty")
+    alphas = ALPHAS[:3] if small else ALPHAS
+    for name in ("honesty", "skills"):
+        items = load_items(find_task(name, model))[: 12 if small else ITEMS]
+        found: dict[str, Any] = {}
+
+        def fast(name: str = name, items: Sequence[Item] = items, found: dict[str, Any] = found) -> None:
+            found["sweep"] = sweep(model, tokenizer, vector, {name: items}, alphas)[name].log_likelihoods
+
+        def slow(items: Sequence[Item] = items, found: dict[str, Any] = found) -> None:
+            found["loop"] = loop(model, tokenizer, vector, items, alphas)
+
+        seconds = in_turns([slow, fast], turns)
+        took = dict(zip(("loop", "sweep"), seconds.T, strict=True))
+        yield Row(
+            f"sweep, {len(alphas)} alphas, {len(items[0].options)} options: times faster than a loop over alphas",
+            Estimate.of(took["loop"] / took["sweep"]),
+            note=f"{medians(took, 'loop', 'sweep')}; log-likelihoods differ by {apart(found):.1e} at most",
+        )  # fmt: skip
+
+
+def apart(found: dict[str, Any]) -> float:
+    return float(np.nanmax(np.abs(found["sweep"] - found["loop"])))
+
+
+def loop(model: Any, tokenizer: Any, vector: Any, items: Sequence[Item], alphas: Sequence[float]) -> Any:
+    """(alphas, items, options): for every alpha steer, then batches of 32 over every item and option."""
+    table = np.full((len(alphas), len(items), max(len(item.options) for item in items)), np.nan)
+    for row, alpha in enumerate(alphas):
+        with repe.steer(model, vector, alpha) as handle:
+            found = log_likelihoods(model, tokenizer, items, steering=[handle], batch_size=32)
+        for i, likelihoods in enumerate(found):
+            table[row, i, : len(likelihoods)] = torch.as_tensor(likelihoods)
+    return table
