@@ -1,0 +1,389 @@
+"""The command line `repe`: what the library does, for texts and files. Heavy imports stand inside the commands."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from repe.cli import arguments as ask
+from repe.cli import stored
+from repe.cli.terminal import Answer, Debug, command, draft_of, glossary, is_watched, speaking, visible, wants_colour
+
+HELP = """\
+Representation engineering: read the concepts a language model represents, steer along them, measure the trade-off.
+
+Start here; nothing is downloaded, the model is a small one inside the package:
+
+\b
+  repe concepts                                   what can be named
+  repe read "I never took it." -c honesty         a score for every token
+  repe generate "Name the trade of Abrin Tolva." -s honesty=1
+  repe chat -s honesty=1                          and /alpha honesty -1 in between
+  repe tradeoff honesty --plot honesty.png        what a strength gains, and costs
+
+With a model of your own (-m: a local folder, or a name on the hub), from the idea to weights:
+
+\b
+  repe audit mine.json -m MODEL                   is it the wording, the length?
+  repe extract mine.json -m MODEL -o mine.safetensors
+  repe tradeoff mine.safetensors -m MODEL --alignment items.jsonl
+  repe bake -s mine.safetensors=1.5 -m MODEL -o FOLDER
+
+A CONCEPT is a name, a file of pairs (.json, .jsonl, .csv) or a vector (.safetensors). The strength alpha counts half
+the distance of the concept's poles: 1 goes from the middle to the positive pole, -1 to the negative, 0 is off.
+"""
+MORE = "More: repe COMMAND --help. Commands, concepts and options complete themselves after repe --install-completion."
+
+app = typer.Typer(help=HELP, epilog=MORE, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as of
+
+        print(f"repe {of('repe-torch')}")
+        raise typer.Exit
+
+
+@command(app)
+def concepts(model: ask.Model = None) -> Answer:
+    """List the concepts that can be named.
+
+    They are the library's, and those in a folder concepts/ beside the model's weights.
+    """
+    from repe.catalogue import concepts, find
+
+    place = ask.Place(model)
+    found = concepts(place)
+    data = [{"name": name, "description": what, "file": find(name, place)} for name, what in found.items()]
+    return Answer(data, glossary(found))
+
+
+@command(app)
+def audit(concept: ask.Pairs, model: ask.Model = None) -> Answer:
+    """Check contrast pairs for what else a direction could be.
+
+    That is the wording, the length, the last token, or texts that both sides of the split share.
+
+    The model's tokenizer counts; the model is not run. Exits with 1 if something is to be mended.
+    """
+    from repe.auditing import audit
+
+    place: Any = ask.Place(model)
+    found = audit(concept, ask.load_tokenizer(model), model=place)
+    return Answer(found, str(found), bad=bool(found.advice))
+
+
+@command(app)
+def extract(
+    concept: ask.Pairs,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. [default: CONCEPT.safetensors]")] = None,
+    model: ask.Model = None,
+    device: ask.Device = None,
+    reader: ask.Reader = "mean",
+    blocks: ask.EveryBlock = "all",
+    site: Annotated[str, typer.Option(help="block, attention, mlp or embedding.")] = "block",
+    held_out: Annotated[float, typer.Option(help="The share of templates and items held out.")] = 0.25,
+    seed: ask.Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts a forward pass.")] = 32,
+) -> Answer:
+    """Make a concept's vector from contrast pairs.
+
+    It is judged block by block on pairs that are held out, and saved.
+    """
+    at = ask.blocks_of(blocks)
+    loaded, tokenizer = ask.load(model, device)
+    from repe.extraction import extract
+
+    vector = extract(
+        loaded, tokenizer, concept, reader=reader, blocks=at, site=site, held_out=held_out, seed=seed,
+        batch_size=batch_size, progress=is_watched(),
+    )  # fmt: skip
+    path = vector.save(out or f"{vector.concept}.safetensors")
+    return Answer({**stored.about(vector), "file": path}, f"{stored.profile(vector)}\nsaved: {path}")
+
+
+@command(app)
+def read(
+    texts: ask.Texts = None,
+    *,
+    concept: ask.ConceptToRead,
+    file: ask.TextFile = None,
+    model: ask.Model = None,
+    device: ask.Device = None,
+    chat: Annotated[bool, typer.Option("--chat", help="The texts are what a user says, up to the answer.")] = False,
+    system: ask.System = "",
+    blocks: ask.EveryBlock = "all",
+    steer: ask.Steer = None,
+) -> Answer:
+    """Score every token of texts for a concept.
+
+    The concept's poles stand at -1 and +1. Shown are the scores at the blocks that the vector recommends; --json has
+    those of all --blocks.
+    """
+    given, at, strengths = ask.texts_of(texts, file), ask.blocks_of(blocks), ask.strengths_of(steer)
+    loaded, tokenizer = ask.load(model, device)
+    from repe.reading import read
+    from repe.showing import colored
+
+    vector = ask.vector_of(loaded, tokenizer, concept)
+    asked: Any = [ask.chat_of(text, system) for text in given] if chat or system else given
+    with ask.steering(loaded, tokenizer, strengths):
+        readings = read(loaded, tokenizer, asked, vector, blocks=at, progress=is_watched())
+    data = [
+        {"text": text, "concept": r.concept, "tokens": r.tokens, "blocks": r.blocks, "recommended": r.recommended}
+        | {"best": r.best, "scores": r.scores}
+        for text, r in zip(given, readings, strict=True)
+    ]
+    return Answer(data, "\n\n".join(colored(reading, color=wants_colour()) for reading in readings))
+
+
+@command(app)
+def generate(
+    texts: ask.Texts = None,
+    steer: ask.Steer = None,
+    file: ask.TextFile = None,
+    model: ask.Model = None,
+    device: ask.Device = None,
+    system: ask.System = "",
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the texts, and do not answer them as a chat.")] = False,
+    edit: ask.Edit = "add",
+    scope: ask.Scope = "all",
+    blocks: ask.Blocks = "auto",
+    unit: ask.Unit = "gap",
+    target: ask.Target = None,
+    max_new_tokens: ask.NewTokens = ask.LONGEST,
+    temperature: ask.Temperature = None,
+    seed: ask.Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts that are answered together.")] = 16,
+) -> Answer:
+    """Answer texts, steered or not.
+
+    A text is what a user says, where the model has a chat template; else it is continued.
+    """
+    given, strengths = ask.texts_of(texts, file), ask.strengths_of(steer)
+    how, options = ask.how_of(edit, scope, blocks, unit, target), ask.writing_of(max_new_tokens, temperature)
+    loaded, tokenizer = ask.load(model, device)
+    import torch
+    from tqdm import tqdm
+
+    from repe.generation import generate
+
+    if raw and system:
+        raise typer.BadParameter("a text that is continued has no system message", param_hint="--system")
+    is_chat = not raw and bool(getattr(tokenizer, "chat_template", None) or system)
+    asked: list[Any] = [ask.chat_of(text, system) for text in given] if is_chat else list(given)
+    torch.manual_seed(seed)
+    answers: list[str] = []
+    with ask.steering(loaded, tokenizer, strengths, how):
+        for start in tqdm(range(0, len(asked), batch_size), "generate", disable=not is_watched() or len(asked) == 1):
+            answers += generate(loaded, tokenizer, asked[start : start + batch_size], **options)
+    data = [{"text": text, "answer": answer} for text, answer in zip(given, answers, strict=True)]
+    shown = [f"> {row['text']}\n{row['answer']}" for row in data] if len(data) > 1 else answers
+    return Answer({"steering": dict(strengths), "answers": data}, visible("\n\n".join(shown)))
+
+
+@command(app)
+def chat(
+    steer: ask.Steer = None,
+    model: ask.Model = None,
+    device: ask.Device = None,
+    system: ask.System = "",
+    edit: ask.Edit = "add",
+    scope: ask.Scope = "all",
+    blocks: ask.Blocks = "auto",
+    unit: ask.Unit = "gap",
+    target: ask.Target = None,
+    max_new_tokens: ask.NewTokens = ask.LONGEST,
+    temperature: ask.Temperature = None,
+    seed: ask.Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Talk with a model, and steer it while you talk.
+
+    /alpha honesty 1.5 changes a strength, and /help lists all such commands. Earlier turns stay cached; once a strength
+    changes, they are run anew under it.
+    """
+    strengths = ask.strengths_of(steer)
+    how, options = ask.how_of(edit, scope, blocks, unit, target), ask.writing_of(max_new_tokens, temperature)
+    loaded, tokenizer = ask.load(model, device)
+    import torch
+
+    from repe.cli.conversation import Conversation
+    from repe.cli.talk import Talk
+
+    torch.manual_seed(seed)
+    conversation = Conversation(loaded, tokenizer, system, how, **options)
+    talk = Talk(conversation, lambda concept: ask.vector_of(loaded, tokenizer, concept), as_json, debug)
+    for concept, alpha in strengths:
+        talk.steer(concept, alpha)
+    talk.run()
+
+
+@command(app)
+def tradeoff(
+    concept: ask.Concept,
+    alphas: Annotated[str, typer.Option(help="As in -2,0,2, or from:to:how many.")] = "-4:4:33",
+    model: ask.Model = None,
+    device: ask.Device = None,
+    plot: Annotated[Path | None, typer.Option(help="Where the picture goes: .png, .svg, .pdf.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where all scores go, as JSON.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="A file that keeps what is measured; once broken off, it goes on from there.")
+    ] = None,
+    alignment: ask.Alignment = None,
+    helpfulness: ask.Skills = "skills",
+    neutral: ask.Neutral = "neutral",
+    controls: Annotated[
+        int | None, typer.Option(min=0, help="Random directions to compare with. [default: 20]")
+    ] = None,
+    budget: ask.Budget = 0.05,
+    edit: ask.Edit = "add",
+    scope: ask.Scope = "all",
+    blocks: ask.Blocks = "auto",
+    unit: ask.Unit = "gap",
+    target: ask.Target = None,
+) -> Answer:
+    """Measure what steering gains, and what it costs.
+
+    Prints behaviour and helpfulness over the strength, the fits, and the strength to use within the budget. Random
+    directions, and the plain prompt where the concept has one, are measured beside it.
+    """
+    strengths, how = ask.alphas_of(alphas), ask.how_of(edit, scope, blocks, unit, target)
+    if plot is not None:
+        check_picture(plot)
+    loaded, tokenizer = ask.load(model, device)
+    from repe.measuring import tradeoff
+
+    curve = tradeoff(
+        loaded, tokenizer, ask.vector_of(loaded, tokenizer, concept), strengths, alignment=alignment,
+        helpfulness=helpfulness, neutral=neutral, controls=controls, resume=resume, progress=is_watched(), **how,
+    )  # fmt: skip
+    files = {"scores": out and curve.save(out), "picture": plot and draw(curve, plot, budget)}
+    best = curve.best(budget)
+    data = {"concept": curve.concept, "curve": curve.columns, "fits": curve.fits, "best": best, "files": files}
+    made = "".join(f"\n{what}: {path}" for what, path in files.items() if path)
+    return Answer(data | {"provenance": curve.provenance}, f"{curve}\n\n{curve.fits}\n\nto use: {best}{made}")
+
+
+@command(app)
+def calibrate(
+    concept: ask.Pairs,
+    model: ask.Model = None,
+    device: ask.Device = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the vector for more of it goes.")] = None,
+    readers: Annotated[str, typer.Option(help="That are compared, as in mean,probe.")] = "mean,pca,probe",
+    blocks: ask.EveryBlock = "all",
+    alignment: ask.Alignment = None,
+    helpfulness: ask.Skills = "skills",
+    neutral: ask.Neutral = "neutral",
+    limit: Annotated[float, typer.Option(help="Of the divergence, in nats a token.")] = 1.0,
+    budget: ask.Budget = 0.05,
+    edit: ask.Edit = "add",
+    scope: ask.Scope = "all",
+    seed: ask.Seed = 0,
+) -> Answer:
+    """Choose reader, block and alpha together.
+
+    They are chosen by what steering there does, for more and for less of the concept, and tested on other items.
+    """
+    at, where = ask.blocks_of(blocks), ask.scope_of(scope)
+    loaded, tokenizer = ask.load(model, device)
+    from repe.calibration import calibrate
+
+    found = calibrate(
+        loaded, tokenizer, concept, readers=readers.split(","), blocks=at, alignment=alignment, helpfulness=helpfulness,
+        neutral=neutral, limit=limit, budget=budget, seed=seed, edit=edit, scope=where, progress=is_watched(),
+    )  # fmt: skip
+    if out is not None and not found.more.alpha:
+        raise ValueError(f"{found.more}, so there is no vector to save")
+    path = out and found.more.vector.save(out)
+    settings = {
+        name: {"alpha": s.alpha, "trial": s.trial, "test": s.test, "trials": s.trials}
+        for name, s in (("more", found.more), ("less", found.less))
+    }
+    data = {"concept": found.concept, "limit": limit, "budget": budget, **settings, "file": path}
+    return Answer(data, f"{found}\nsaved: {path}" if path else str(found))
+
+
+@command(app)
+def bake(
+    steer: ask.Steer = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new model's folder.")],
+    model: ask.Model = None,
+    device: ask.Device = None,
+    edit: ask.BakedEdit = "add",
+    blocks: ask.Blocks = "auto",
+    unit: ask.Unit = "gap",
+) -> Answer:
+    """Fold steering into a model's weights.
+
+    What is saved is an ordinary checkpoint, which costs nothing more to run.
+    """
+    strengths, at = ask.strengths_of(steer), ask.blocks_of(blocks)
+    if not strengths:
+        raise typer.BadParameter("name what to bake, as in --steer honesty=1.5", param_hint="--steer")
+    if out.exists():
+        raise FileExistsError(f"{out} is there already: name another folder, or remove it")
+    loaded, tokenizer = ask.load(model, device)
+    from repe.baking import bake
+
+    chosen = [(ask.vector_of(loaded, tokenizer, concept), alpha) for concept, alpha in strengths]
+    baked = [bake(loaded, vector, alpha, edit=edit, blocks=at, unit=unit) for vector, alpha in chosen]
+    with draft_of(out) as folder:
+        loaded.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    data = {"folder": out, "steering": dict(strengths), "edit": edit, "changed": [b.changed for b in baked]}
+    return Answer(data, "\n".join([*map(repr, baked), f"saved: {out}"]))
+
+
+app.add_typer(stored.app, name="vectors")
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(ctx: typer.Context) -> None:
+    """Measure what steering costs on this machine.
+
+    repe bench --help lists its options.
+    """
+    with speaking():
+        code = importlib.import_module("repe.bench").main(list(ctx.args))
+    raise typer.Exit(code or 0)
+
+
+# pictures
+
+
+def check_picture(path: Path) -> None:
+    """Raises BadParameter for a picture that could not be drawn once everything is measured."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known:
+        raise typer.BadParameter(f"{path} is none of {', '.join(sorted(known))}", param_hint="--plot")
+
+
+def draw(curve: Any, path: Path, budget: float) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    curve.plot(figure.subplots(), budget=budget)
+    with draft_of(path) as draft:
+        figure.savefig(draft, dpi=150)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program. What the libraries below would say unasked is left out, unless the environment asks for it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not is_watched():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    app(args=arguments, prog_name="repe")

@@ -1,0 +1,277 @@
+"""What commands are told: their options, how these complete themselves, and what they mean to the library."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
+
+import typer
+
+from repe.cli.terminal import is_watched
+
+LONGEST = 256  # tokens of an answer
+
+# completion
+
+
+def _concepts(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    from repe.catalogue import concepts
+
+    return [*concepts(Place(ctx.params.get("model"))).items()]
+
+
+def _strengths(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    return [(f"{name}=", what) for name, what in _concepts(ctx, incomplete)]
+
+
+def _scopes(ctx: typer.Context, incomplete: str) -> list[str]:
+    return ["all", "prompt", "generated", "answer"]
+
+
+# options
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A local folder, or a name on the hub. [default: the testbed in the package]",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")
+]
+Concept = Annotated[
+    str, typer.Argument(metavar="CONCEPT", help="A name, a file of pairs, or a vector.", autocompletion=_concepts)
+]
+Pairs = Annotated[str, typer.Argument(metavar="CONCEPT", help="A name, or a file of pairs.", autocompletion=_concepts)]
+ConceptToRead = Annotated[
+    str,
+    typer.Option(
+        "--concept",
+        "-c",
+        "--vector",
+        metavar="CONCEPT",
+        help="A name, a file of pairs, or a vector.",
+        autocompletion=_concepts,
+    ),
+]
+Texts = Annotated[
+    list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - takes them from standard input, one a line.")
+]
+TextFile = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="A file of texts, one a line.")]
+System = Annotated[str, typer.Option(metavar="TEXT", help="A system message.")]
+Steer = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer",
+        "-s",
+        metavar="CONCEPT=ALPHA",
+        help="What to steer along, as in honesty=1.5; may be repeated.",
+        autocompletion=_strengths,
+    ),
+]
+Edit = Annotated[
+    Literal["add", "ablate", "clamp", "cap", "floor", "erase", "piecewise"],
+    typer.Option(help="What is done to the activations; clamp, cap and floor need --target."),
+]
+BakedEdit = Annotated[Literal["add", "ablate"], typer.Option(help="What is folded into the weights.")]
+Scope = Annotated[
+    str,
+    typer.Option(
+        metavar="SCOPE",
+        help="The tokens: all, prompt, generated, answer (the last of the prompt and all after it), a slice as in "
+        "2:-1, or positions as in 0,1,-1.",
+        autocompletion=_scopes,
+    ),
+]
+Blocks = Annotated[
+    str, typer.Option(metavar="BLOCKS", help="auto (those that the vector recommends), all, or numbers as in 2,3.")
+]
+EveryBlock = Annotated[str, typer.Option(metavar="BLOCKS", help="all, or numbers as in 2,3.")]
+Unit = Annotated[Literal["gap", "raw", "sigma", "norm"], typer.Option(help="What alpha counts.")]
+Target = Annotated[float | None, typer.Option(metavar="NUMBER", help="The score that clamp, cap and floor aim at.")]
+Reader = Annotated[Literal["mean", "pca", "probe", "lda"], typer.Option(help="How the direction is fitted.")]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, metavar="TOKENS", help="The longest answer.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(min=0.0, metavar="NUMBER", help="0 for the likeliest token always. [default: as the model is set up]"),
+]
+Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
+Alignment = Annotated[
+    str | None, typer.Option(metavar="TASK", help="Items of behaviour: a task's name or a file. [default: CONCEPT]")
+]
+Skills = Annotated[str, typer.Option(metavar="TASK", help="Items with one right answer: a task's name or a file.")]
+Neutral = Annotated[
+    str, typer.Option(metavar="TASK", help="Texts on which the divergence is measured: a task's name or a file.")
+]
+Budget = Annotated[float, typer.Option(help="The share of helpfulness that may be lost.")]
+Files = Annotated[
+    list[Path] | None, typer.Argument(metavar="FILE", help="Vector files. [default: all that are stored]")
+]
+
+
+# what they mean
+
+
+def blocks_of(text: str) -> Any:
+    """Raises BadParameter for what names no blocks."""
+    return text if text in ("auto", "all") else _numbers(text, int, "--blocks", "auto, all, or numbers as in 2,3")
+
+
+def scope_of(text: str) -> Any:
+    """Raises BadParameter for what is no scope."""
+    if text in _scopes(None, ""):  # type: ignore[arg-type]
+        return text
+    expected = "all, prompt, generated, answer, a slice as in 2:-1, or positions as in 0,1"
+    if ":" not in text:
+        return _numbers(text, int, "--scope", expected)
+    bounds = [_numbers(bound, int, "--scope", expected)[0] if bound else None for bound in text.split(":")]
+    if len(bounds) > 3:
+        raise typer.BadParameter(f"got {text!r}: expected {expected}", param_hint="--scope")
+    return slice(*bounds)
+
+
+def alphas_of(text: str) -> list[float]:
+    """Strengths from -2,0,2 or from -4:4:33, which are 33 from -4 to 4. Raises BadParameter for what is neither."""
+    expected = "numbers as in -2,0,2, or from:to:how many, as in -4:4:33"
+    if ":" not in text:
+        return _numbers(text, float, "--alphas", expected)
+    low, high, count = [*_numbers(text.replace(":", ","), float, "--alphas", expected), 0.0, 0.0][:3]
+    if text.count(":") != 2 or count != int(count) or count < 2:
+        raise typer.BadParameter(f"got {text!r}: expected {expected}", param_hint="--alphas")
+    return [low + (high - low) * i / (count - 1) for i in range(int(count))]
+
+
+def strengths_of(pairs: Sequence[str] | None) -> list[tuple[str, float]]:
+    """Concepts and their alphas. Raises BadParameter for what is no CONCEPT=ALPHA."""
+    parts = [pair.rpartition("=") for pair in pairs or ()]
+    if wrong := [pair for pair, (name, _, _) in zip(pairs or (), parts, strict=True) if not name]:
+        raise typer.BadParameter(f"got {wrong[0]!r}: expected CONCEPT=ALPHA, as in honesty=1.5", param_hint="--steer")
+    expected = "a number behind the =, as in honesty=1.5"
+    return [(name, _numbers(alpha, float, "--steer", expected)[0]) for name, _, alpha in parts]
+
+
+def _numbers(text: str, kind: Any, option: str, expected: str) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"got {text!r}: expected {expected}", param_hint=option) from None
+
+
+def how_of(
+    edit: str, scope: str = "all", blocks: str = "auto", unit: str = "gap", target: float | None = None
+) -> dict[str, Any]:
+    """What `repe.steer` is told besides the concept and alpha."""
+    return {"edit": edit, "scope": scope_of(scope), "blocks": blocks_of(blocks), "unit": unit, "target": target}
+
+
+def writing_of(max_new_tokens: int, temperature: float | None) -> dict[str, Any]:
+    """What `generate` is told; at temperature 0 the settings of sampling are left out, which it would warn of."""
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    if temperature == 0:
+        return options | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return options if temperature is None else options | {"do_sample": True, "temperature": temperature}
+
+
+def texts_of(texts: Sequence[str] | None, file: Path | None) -> list[str]:
+    """The texts of the command line, of standard input and of a file. Raises BadParameter if there are none."""
+    found: list[str] = []
+    for text in texts or ():
+        found += sys.stdin.read().split("\n") if text == "-" else [text]
+    if file is not None:
+        found += file.read_text(encoding="utf-8-sig").split("\n")
+    if not (found := [text for text in found if text.strip()]):
+        raise typer.BadParameter("give at least one text, - for standard input, or --file", param_hint="TEXT")
+    return found
+
+
+def chat_of(text: str, system: str) -> list[dict[str, str]]:
+    """What a user says, behind a system message if there is one."""
+    return [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": text}]
+
+
+# models and vectors
+
+
+class Place:
+    """Stands for a model of which only the folder is asked for, so that nothing is loaded."""
+
+    def __init__(self, model: str | None) -> None:
+        from repe.testbed import FOLDER
+
+        self.config = SimpleNamespace(_name_or_path=folder_of(os.fspath(FOLDER) if model is None else model))
+
+    def modules(self) -> list[Place]:
+        return [self]
+
+
+def folder_of(model: str) -> str:
+    """The folder of a model, or its name on the hub. Raises FileNotFoundError for a folder that is not there.
+
+    What can only be a path is not looked for on the hub.
+    """
+    path = os.path.abspath(os.path.expanduser(model))
+    if os.path.isdir(path):
+        return path
+    if model.startswith((os.sep, "~", ".")) or model.count("/") > 1:
+        raise FileNotFoundError(f"there is no model folder {model}: give a folder, or a name on the hub")
+    return model
+
+
+def load(model: str | None, device: str | None = None) -> tuple[Any, Any]:
+    """A model on its device, and its tokenizer."""
+    name = None if model is None else folder_of(model)
+
+    import torch
+
+    from repe.loading import load
+
+    loaded, tokenizer = load(name)
+    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+
+
+def load_tokenizer(model: str | None) -> Any:
+    """The tokenizer alone, where the weights are not asked for."""
+    name = Place(model).config._name_or_path
+
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+def vector_of(model: Any, tokenizer: Any, concept: str) -> Any:
+    """The vector in a file, of the pairs in a file, or of a name."""
+    from repe.catalogue import SUFFIXES
+    from repe.extraction import extract
+    from repe.store import resolve
+    from repe.vector import ConceptVector
+
+    if concept.endswith(".safetensors"):
+        return ConceptVector.load(concept)
+    if concept.endswith(SUFFIXES):
+        return extract(model, tokenizer, concept, progress=is_watched())
+    with nullcontext() if is_watched() else redirect_stderr(io.StringIO()):  # it shows its progress to everyone
+        return resolve(model, concept, tokenizer)
+
+
+@contextmanager
+def steering(
+    model: Any, tokenizer: Any, strengths: Sequence[tuple[str, float]], how: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """The model is steered along all these concepts meanwhile; a strength of 0 is none."""
+    from repe.steering import steer
+
+    chosen = [(vector_of(model, tokenizer, concept), alpha) for concept, alpha in strengths]  # none of them steered
+    with ExitStack() as handles:
+        for vector, alpha in chosen:
+            if alpha:
+                handles.enter_context(steer(model, vector, alpha, **(how or {})))
+        yield

@@ -1,0 +1,239 @@
+"""A conversation with a model whose steering may change: what is cached is kept from turn to turn, while it holds.
+
+The model is steered while it answers, and at no other time. A turn runs the tokens that the cache does not hold: those
+from where the chat is rendered otherwise than it was, or, once a strength changed, all of them. So every answer is that
+of a fresh conversation with the same messages, steered so from the start.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from repe.blocks import device_of, is_encoder_decoder
+from repe.steering import steer
+from repe.tokens import Scope, encode, in_scope, needs_prompt_length
+from repe.vector import ConceptVector
+
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
+
+
+class Conversation:
+    """A chat with one model, and its cache.
+
+    Attributes:
+        messages: what was said, the system message first if there is one.
+        alphas: the strengths, by the name of the concept, in the order in which they act.
+        reused, read: how many tokens of the latest prompt were in the cache, and how many were run.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, system: str = "", how: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """
+        Args:
+            model, tokenizer: neither is changed.
+            system: the system message, if any.
+            how: for `repe.steer`, such as `edit` and `scope`.
+            options: for `model.generate`, such as `max_new_tokens`.
+
+        Raises:
+            ValueError: the model is an encoder-decoder.
+        """
+        if is_encoder_decoder(model):
+            raise ValueError(f"{type(model).__name__} is an encoder-decoder: a conversation needs a decoder alone")
+        self.model, self.tokenizer, self.how, self.options = model, tokenizer, how or {}, options
+        self.alphas: dict[str, float] = {}
+        self._vectors: dict[str, ConceptVector] = {}
+        self.messages: list[dict[str, str]] = []
+        self.system = system
+        self.reused = self.read = 0
+        self._forget()
+
+    @property
+    def system(self) -> str:
+        """The system message. Setting another leaves what was said after it."""
+        return next((m["content"] for m in self.messages if m["role"] == "system"), "")
+
+    @system.setter
+    def system(self, text: str) -> None:
+        said = [m for m in self.messages if m["role"] != "system"]
+        self.messages = [{"role": "system", "content": text}, *said] if text.strip() else said
+
+    def reset(self) -> None:
+        """Begins anew, with the strengths and the system message as they are."""
+        self.messages = [m for m in self.messages if m["role"] == "system"]
+        self._forget()
+
+    def take_back(self) -> str:
+        """Takes back the latest question and its answer, and returns the question, which is empty if there is none."""
+        asked = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
+        if not asked:
+            return ""
+        question = self.messages[asked[-1]]["content"]
+        self.messages = self.messages[: asked[-1]]
+        return question
+
+    def steer(self, name: str, alpha: float, vector: ConceptVector | None = None) -> None:
+        """Steers along a concept from the next answer on; a vector is needed the first time.
+
+        Raises:
+            KeyError: the concept is not steered along yet, and no vector is given.
+            ValueError, TypeError, IndexError: `repe.steer` refuses it; the conversation stays as it was.
+        """
+        vector = self._vectors[name] if vector is None else vector
+        with warnings.catch_warnings(action="ignore"):  # refused now, and not in the middle of an answer
+            steer(self.model, vector, alpha, **self.how).remove()
+        self._vectors[name], self.alphas[name] = vector, float(alpha)
+
+    def unsteer(self) -> None:
+        """Steers along nothing any more."""
+        self.alphas.clear()
+
+    def knows(self, name: str) -> bool:
+        """Whether a concept was steered along before."""
+        return name in self._vectors
+
+    @property
+    def acting(self) -> tuple[tuple[str, float], ...]:
+        """The strengths that are not 0."""
+        return tuple((name, alpha) for name, alpha in self.alphas.items() if alpha)
+
+    @property
+    def outdated(self) -> int:
+        """How many tokens the cache holds that were run under other strengths, and are run anew with the next turn."""
+        return len(self._held) if self._held_under != self._edits else 0
+
+    @property
+    def _edits(self) -> tuple[tuple[ConceptVector, float], ...]:
+        return tuple((self._vectors[name], alpha) for name, alpha in self.acting)
+
+    @torch.no_grad()
+    def ask(
+        self, text: str, on_text: Callable[[str], None] = lambda text: None, stop: Callable[[], bool] = lambda: False
+    ) -> str:
+        """The model's answer, which is kept with the question.
+
+        Args:
+            text: what the user says.
+            on_text: is given the answer in pieces, as they come.
+            stop: is asked after every token; once it says so, the answer ends there.
+
+        Raises:
+            ValueError: the template refuses the chat; or what generation raises. Nothing was said then.
+        """
+        chat = [*self.messages, {"role": "user", "content": text}]
+        ids = encode(self.tokenizer, chat)
+        cache, self.reused = self._cache_for(ids)
+        self.read = len(ids) - self.reused
+        self._forget()  # until the answer is whole: what breaks off leaves half a cache
+        batch = torch.tensor([ids], device=device_of(self.model))
+        with ExitStack() as handles:
+            for vector, alpha in self._edits:
+                handles.enter_context(steer(self.model, vector, alpha, **self.how))
+            output = self.model.generate(
+                batch, attention_mask=torch.ones_like(batch), past_key_values=cache, return_dict_in_generate=True,
+                streamer=Pieces(self.tokenizer, on_text), stopping_criteria=[Stop(stop)], **self.options,
+            )  # fmt: skip
+        written = output.sequences[0].tolist()
+        self._keep(getattr(output, "past_key_values", None), written[:-1], len(ids))
+        answer = str(self.tokenizer.decode(written[len(ids) :], skip_special_tokens=True))
+        self.messages = [*chat, {"role": "assistant", "content": answer}]
+        return answer
+
+    # the cache
+
+    def _forget(self) -> None:
+        self._keep(None, [], 0)
+
+    def _keep(self, cache: Any, ids: Sequence[int], prompt_length: int) -> None:
+        """Keeps a cache of these tokens. One whose end cannot be taken off is of no use for another turn."""
+        is_usable = getattr(cache, "is_croppable", False) and cache.get_seq_length() == len(ids)
+        self._cache: Any = cache if is_usable else None
+        self._held = list(ids) if is_usable else []
+        self._held_under, self._prompt_length = self._edits, prompt_length
+
+    def _cache_for(self, ids: Sequence[int]) -> tuple[Any, int]:
+        """The cache, cut to what of it holds for a prompt, and how many tokens that are; None where nothing does."""
+        count = self._still_right(ids)
+        if not count:
+            return None, 0
+        if surplus := len(self._held) - count:
+            try:
+                self._cache.crop(-surplus)
+            except RuntimeError:  # it slid past its window, and what slid out is gone
+                return None, 0
+        return self._cache, count
+
+    def _still_right(self, ids: Sequence[int]) -> int:
+        """How many of the tokens in the cache begin the prompt, and were run as they would be now."""
+        if self.outdated:
+            return 0
+        most = min(len(self._held), len(ids) - 1)  # the last is run, for what it predicts
+        same = next((i for i in range(most) if self._held[i] != ids[i]), most)
+        if not self.acting:
+            return same
+        return unmoved(self.how.get("scope", "all"), self._prompt_length, len(ids), same)
+
+
+def unmoved(scope: Scope, before: int, after: int, count: int) -> int:
+    """How many of the first `count` tokens a scope names alike for a prompt of `before` tokens and for one of `after`.
+
+    What was the answer is part of the next prompt, and scopes tell the two apart.
+    """
+    if not needs_prompt_length(scope):
+        return count
+    slots = torch.arange(count)
+    old, new = (in_scope(scope, slots[None], torch.tensor([[length]]), slots) for length in (before, after))
+    assert old is not None
+    assert new is not None
+    moved = (old != new)[0].nonzero()
+    return int(moved[0]) if len(moved) else count
+
+
+class Pieces(BaseStreamer):
+    """Hands on what is written as soon as it can be read: a character may take several tokens.
+
+    What a token adds depends on the one before it, so the tokens shown last are decoded along.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        self.tokenizer, self.on_text = tokenizer, on_text
+        self.ids: list[int] = []
+        self.begun = self.shown = 0
+        self.is_prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if not self.is_prompt:
+            self.ids += value.reshape(-1).tolist()
+            self._show(lambda text: not text.endswith(INCOMPLETE))
+        self.is_prompt = False
+
+    def end(self) -> None:
+        self._show(bool)
+
+    def _show(self, is_whole: Callable[[str], bool]) -> None:
+        known, text = (
+            str(self.tokenizer.decode(self.ids[self.begun : end], skip_special_tokens=True))
+            for end in (self.shown, len(self.ids))
+        )
+        if len(text) > len(known) and is_whole(text):
+            self.on_text(text[len(known) :])
+            self.begun, self.shown = self.shown, len(self.ids)
+
+
+class Stop(StoppingCriteria):
+    """Ends every answer once it is told to."""
+
+    def __init__(self, told: Callable[[], bool]) -> None:
+        self.told = told
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        return torch.full((len(input_ids),), self.told(), dtype=torch.bool, device=input_ids.device)

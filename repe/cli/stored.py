@@ -1,0 +1,123 @@
+"""The vectors that are stored, as `repe vectors` lists, shows and verifies them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repe.cli import arguments as ask
+from repe.cli.terminal import Answer, command, table, told
+
+if TYPE_CHECKING:
+    from repe.vector import ConceptVector
+
+COLUMNS = ("accuracy", "separation", "scale", "sigma", "norm")
+
+app = typer.Typer(help="List, show and verify the stored vectors.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@command(app, "list")
+def list_() -> Answer:
+    """List the vectors that are shipped, in the folders of REPE_VECTORS, and in the cache (REPE_CACHE)."""
+    from repe.vector import ConceptVector
+
+    data, rows = [], [["concept", "model", "best", "accuracy", "from", "file"]]
+    for home, path in files():
+        try:
+            vector = ConceptVector.load(path)
+        except ValueError as error:
+            data.append({"concept": path.stem, "from": home, "file": path, "fault": told(error)})
+            rows.append([path.stem, "broken: see repe vectors verify", "", "", home, str(path)])
+            continue
+        data.append({**about(vector), "from": home, "file": path})
+        best = ", ".join(f"block {block}" for block in vector.recommended)
+        accuracy = ", ".join(f"{vector.accuracy[vector.row(block)]:.3f}" for block in vector.recommended)
+        rows.append([vector.concept, vector.provenance.get("model", "?"), best, accuracy, home, str(path)])
+    return Answer(data, table(rows) if data else "no vector is stored yet: repe extract makes one")
+
+
+@command(app)
+def show(
+    vector: Annotated[str, typer.Argument(help="A file, or the name of a concept of which vectors are stored.")],
+) -> Answer:
+    """Show a vector, block by block, and how it was made."""
+    from repe.vector import ConceptVector
+
+    paths = [path for _, path in files() if path.stem == vector] or [Path(vector)]
+    found = [(ConceptVector.load(path), path) for path in paths]
+    data = [{**about(v), "file": path} for v, path in found]
+    shown = (f"{path}\n{profile(v)}\n{provenance(v)}" for v, path in found)
+    return Answer(data, "\n\n".join(shown))
+
+
+@command(app)
+def verify(vectors: ask.Files = None, model: ask.Model = None, device: ask.Device = None) -> Answer:
+    """Check that vectors are whole and, with --model, that they are of its weights, its templates and its pairs.
+
+    Without files, the stored ones are checked, and with --model those of its weights. Exits with 1 if one is bad.
+    """
+    loaded, tokenizer = (None, None) if model is None else ask.load(model, device)
+    named = vectors or [path for _, path in files()]
+    checked = {path: fault(path, loaded, tokenizer, passing=not vectors) for path in named}
+    found = {path: said for path, said in checked.items() if said is not None}
+    data = [{"file": path, "good": not said, "fault": said} for path, said in found.items()]
+    text = "\n".join(f"{'bad ' if said else 'good'}  {path}{said and f': {said}'}" for path, said in found.items())
+    return Answer(data, text or "there is no vector to check", bad=any(found.values()))
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    """The files of stored vectors, each with where it comes from."""
+    from repe.store import cache_folder, shipped_folder
+
+    yours = [Path(folder) for folder in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if folder]
+    homes = [("package", shipped_folder()), *(("REPE_VECTORS", folder) for folder in yours), ("cache", cache_folder())]
+    for home, folder in homes:
+        yield from ((home, path) for path in sorted(folder.rglob("*.safetensors")))
+
+
+def fault(path: Path, model: Any, tokenizer: Any, passing: bool) -> str | None:
+    """What is wrong with a vector, in a line, or nothing; None where `passing` passes over one of another model."""
+    from repe.catalogue import concept_of, has
+    from repe.extraction import digest_of, rendering_of
+    from repe.fingerprint import agrees, fingerprint
+    from repe.vector import ConceptVector
+
+    try:
+        vector = ConceptVector.load(path)
+    except (ValueError, OSError) as error:
+        return told(error)
+    if model is None:
+        return ""
+    made = vector.provenance
+    if not agrees(made.get("fingerprint"), fingerprint(model)):
+        return None if passing else f"it is of other weights, {made.get('model', 'which it does not name')}"
+    if made.get("rendering", rendering_of(tokenizer)) != rendering_of(tokenizer):
+        return "the model's chats are rendered otherwise than when it was made: extract it anew"
+    pairs = digest_of(concept_of(vector.concept, model).pairs) if has(vector.concept, model) else None
+    if pairs and made.get("pairs_digest", pairs) != pairs:
+        return "it is of other pairs than the concept's file now has: extract it anew, or give it another name"
+    return ""
+
+
+def about(vector: ConceptVector) -> dict[str, Any]:
+    """A vector as plain data, without its directions."""
+    names = ("concept", "site", "stack", "d_model", "blocks", "recommended", *COLUMNS, "provenance")
+    return {name: getattr(vector, name) for name in names}
+
+
+def profile(vector: ConceptVector) -> str:
+    """A vector's blocks as a table, with a mark at those to steer at."""
+    rows = [
+        [f"{block}{' *' * (block in vector.recommended)}", *(f"{getattr(vector, name)[i]:.3g}" for name in COLUMNS)]
+        for i, block in enumerate(vector.blocks)
+    ]
+    return f"{vector!r}\n{table([['block', *COLUMNS], *rows])}\n* the best to steer at"
+
+
+def provenance(vector: ConceptVector) -> str:
+    hidden = ("fingerprint", "pairs_digest", "rendering")
+    return "\n".join(f"{name}: {value}" for name, value in vector.provenance.items() if name not in hidden)

@@ -1,0 +1,196 @@
+"""How commands speak: what they found on standard output, all else on standard error, a line each; and how they end.
+
+A command is a function that returns an `Answer`. Registered with `command`, it gets `--json` and `--debug` beside its
+own options. Exit codes: 0, 1 where a request failed or what was checked is bad, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from shutil import get_terminal_size
+from tempfile import TemporaryDirectory
+from textwrap import TextWrapper
+from typing import Annotated, Any, get_type_hints
+from unicodedata import category
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; so does REPE_DEBUG=1.")]
+ADDED = {"as_json": AsJson, "debug": Debug}
+
+Command = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: data for machines, text for people, and whether what it checked is bad."""
+
+    data: Any
+    text: str
+    bad: bool = False
+
+
+def command(app: typer.Typer, name: str | None = None, **settings: Any) -> Callable[[Command], Command]:
+    """Registers a function as a command that prints what it returns."""
+
+    def register(function: Command) -> Command:
+        own = inspect.signature(function)
+
+        @wraps(function)
+        def run(as_json: bool = False, debug: bool = False, **options: Any) -> None:
+            with speaking(debug):
+                common = {"as_json": as_json, "debug": debug}
+                answer = function(**options, **{key: common[key] for key in common if key in own.parameters})
+                if answer is not None:
+                    print(document(answer.data) if as_json else answer.text)
+            if answer is not None and answer.bad:
+                raise typer.Exit(1)
+
+        kinds = {**ADDED, **get_type_hints(function, include_extras=True)}
+        more = [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=False)
+            for option in ADDED
+            if option not in own.parameters
+        ]
+        told = [part.replace(annotation=kinds[part.name]) for part in (*own.parameters.values(), *more)]
+        run.__signature__ = inspect.Signature(told)  # type: ignore[attr-defined]
+        run.__annotations__ = kinds
+        return app.command(name, **settings)(run)
+
+    return register
+
+
+# how they end
+
+
+@contextmanager
+def speaking(debug: bool = False) -> Iterator[None]:
+    """Warnings and errors are a line each on standard error, and an error ends the command."""
+    try:
+        with warnings_in_lines():
+            yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        say("interrupted")
+        raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:
+        complain(error, debug)
+        raise typer.Exit(1) from None
+
+
+def complain(error: Exception, debug: bool = False) -> None:
+    """Says what failed in one line, after a traceback if one is wanted."""
+    if debug or os.environ.get("REPE_DEBUG"):
+        traceback.print_exception(error)
+    say(f"error: {told(error)}")
+
+
+def told(error: Exception) -> str:
+    """What an error says, in one line."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return one_line(str(said)) or type(error).__name__
+
+
+def say(what: str) -> None:
+    """A line to the person at the terminal, which is no part of what was asked for."""
+    print(f"repe: {what}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@contextmanager
+def warnings_in_lines() -> Iterator[None]:
+    """Every warning of the library is a line, the first time it is given; those for programmers are left out."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        say(f"warning: {one_line(str(message))}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for category in (UserWarning, RuntimeWarning):
+            warnings.simplefilter("default", category)
+        warnings.showwarning = show
+        yield
+
+
+# what they print
+
+
+def document(data: Any, indent: int | None = 2) -> str:
+    """A JSON document of whatever a command found."""
+    return json.dumps(plain(data), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON data; what is no finite number is null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {part.name: plain(getattr(value, part.name)) for part in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def table(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows of cells, the first of them the heads, in columns."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def glossary(words: Mapping[str, str]) -> str:
+    """Words and what they mean; in a terminal the lines are as wide as it is, elsewhere there is one a word."""
+    indent = max(map(len, words)) + 2
+    width = get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    layout = TextWrapper(max(width, indent + 20), subsequent_indent=" " * indent)
+    return "\n".join(layout.fill(f"{word.ljust(indent)}{what}") for word, what in words.items())
+
+
+def visible(text: str) -> str:
+    """A text of a model's, in which no character steers the terminal."""
+    return "".join(c if c in "\n\t" or category(c) != "Cc" else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_watched() -> bool:
+    """Whether somebody sees standard error, so that progress is worth showing."""
+    return sys.stderr.isatty()
+
+
+def wants_colour() -> bool:
+    """Whether standard output is a terminal whose user did not ask for plain text (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place to write to, whose file or folder takes the place of `path` once it is whole."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        draft = Path(folder) / target.name
+        yield draft
+        os.replace(draft, target)
