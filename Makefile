@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types format vectors picture testbed check curves bench peers clean
+.PHONY: demo test lint types format vectors picture testbed check curves bench peers notebooks browser-test clean
 
 demo: $(READY)
 	$(BIN)/python -m repe.demo
@@ -43,6 +43,16 @@ peers: $(READY)
 		repeng==0.4.0 steering-vectors==0.12.2
 	PIP_CONSTRAINT= .venv-peers/bin/python -m pip install --quiet --no-deps repe==0.1.4
 	$(BIN)/python -m repe.bench --only peers --peers .venv-peers/bin/python
+
+# executes every notebook, and keeps what comes out
+notebooks: $(READY)
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+# the playground in a real browser; pictures of it are left in build/browser
+browser-test: $(READY)
+	$(BIN)/python -m pip install --quiet --group browser
+	$(BIN)/python -m tests.browser.chromium
+	$(BIN)/python -m pytest tests/browser
 
 picture: $(READY)
 	$(BIN)/python -m repe.demo --picture notebooks/honesty.png
