@@ -1,11 +1,14 @@
 """The README tells the truth: its first code runs, and the files it names are there."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import repe
+from repe.catalogue import find_task
+from repe.demo import spread
 
 ROOT = Path(repe.__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,6 +22,24 @@ def test_the_first_code_runs_and_steers(capsys):
     assert answers[0] != answers[1]
 
 
+def test_all_its_code_runs_in_order(monkeypatch, tmp_path):
+    """With the testbed in the place of a model of the hub, and fewer strengths, items, blocks and readers."""
+    load, tradeoff, calibrate = repe.load, repe.tradeoff, repe.calibrate
+    honesty, skills = (repe.tasks.load_items(find_task(name)) for name in ("honesty", "skills"))
+    few = {"alignment": spread(honesty, 72), "helpfulness": spread(skills, 72)}
+    monkeypatch.setenv("REPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(repe, "load", lambda *_: load())
+    monkeypatch.setattr(repe, "tradeoff", partial(tradeoff, alphas=[-2, -1, -0.5, 0, 0.5, 1, 2], **few))
+    monkeypatch.setattr(repe, "calibrate", partial(calibrate, blocks=[2, 3], readers=["mean"], **few))
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        exec(code, names)
+    assert repe.status(names["model"]) == []
+    assert names["choice"].alpha > 0
+    assert names["reading"].scores.shape == (len(names["reading"].tokens), 6)
+    assert set(names["settings"].more.blocks) <= {2, 3}
+
+
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\b\w+\.py\b", TEXT))))
 def test_the_files_it_names_are_there(name):
     assert list((ROOT / "repe").rglob(name))
@@ -26,7 +47,9 @@ def test_the_files_it_names_are_there(name):
 
 def test_every_file_of_the_package_is_named_or_in_a_named_folder():
     flat = {p.name for p in (ROOT / "repe").glob("*.py")} - {"__init__.py"}
-    assert flat - set(re.findall(r"\b\w+\.py\b", TEXT)) <= {"catalogue.py", "fingerprint.py", "loading.py"}
+    folders = {f"{p.parent.name}/" for p in (ROOT / "repe").glob("*/__init__.py")}
+    assert flat <= set(re.findall(r"\b\w+\.py\b", TEXT))
+    assert all(folder in TEXT for folder in folders)
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", TEXT))
