@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, overload
 
 import torch
@@ -32,8 +33,9 @@ from repe.prefixes import (
     obstacle,
     pays,
     plant,
+    turning_point,
     witnesses,
-)
+)  # fmt: skip
 from repe.tokens import Text, encode, pad
 
 log = logging.getLogger(__name__)
@@ -169,15 +171,25 @@ class Batch:
 
 def _padded(run: Run, texts: Iterable[int]) -> Iterator[Batch]:
     """Every text in a row of its own, the short ones first."""
-    order = sorted(texts, key=lambda text: len(run.rows[text]))
-    for start in range(0, len(order), run.batch_size):
-        chosen = order[start : start + run.batch_size]
+    for chosen in _together(sorted(texts, key=lambda text: len(run.rows[text])), run):
         batch = pad([run.rows[text] for text in chosen], device=run.device)
         slots = [torch.arange(len(run.rows[text])) for text in chosen]
         if run.begin is not None:
             batch["decoder_input_ids"] = batch["input_ids"].new_full((len(chosen), 1), run.begin)
             slots = [torch.arange(1)] * len(chosen)
         yield Batch(chosen, batch, range(len(chosen)), slots)
+
+
+def _together(order: Sequence[int], run: Run) -> Iterator[list[int]]:
+    """Texts for one forward each; those that the longest of a batch would rotate otherwise stay alone."""
+    turn = turning_point(getattr(run.called, "config", None)) or run.longest
+
+    def kind(text: int) -> int:
+        return max(turn, len(run.rows[text]))
+
+    for _, alike in groupby(order, kind):
+        chosen = list(alike)
+        yield from (chosen[start : start + run.batch_size] for start in range(0, len(chosen), run.batch_size))
 
 
 def _packed(run: Run, trees: Sequence[Tree]) -> Iterator[Batch]:

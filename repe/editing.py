@@ -28,8 +28,7 @@ class EditHook(Hook):
 
     def __init__(self, steering: Steering, block: int, forwards: Mapping[int, Forward]) -> None:
         self.steering, self.block, self.forwards = steering, block, forwards
-        self.ready_for: tuple[int, torch.dtype, torch.device] | None = None
-        self.added: Tensor | None = None
+        self.ready: tuple[tuple[int, torch.dtype, torch.device] | None, Tensor | None] = None, None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if torch.compiler.is_compiling() or type(output) is not Tensor:
@@ -38,12 +37,13 @@ class EditHook(Hook):
         version = None if forward is None else forward.memo.get(self.steering)
         if version is None:
             return self._edited(module, output)
-        if (version, output.dtype, output.device) != self.ready_for:
-            self.added = self.steering.constant(output, self.block)
-            self.ready_for = version, output.dtype, output.device
-        if self.added is None:
+        wanted, (ready_for, added) = (version, output.dtype, output.device), self.ready
+        if wanted != ready_for:
+            added = self.steering.constant(output, self.block)
+            self.ready = wanted, added  # at once: another thread may be doing the same
+        if added is None:
             return self._edited(module, output)
-        return output + self.added if output.dtype is self.added.dtype else plus(output, self.added)
+        return output + added if output.dtype is added.dtype else plus(output, added)
 
     def _edited(self, module: nn.Module, output: Any) -> Any:
         if not self.steering.attached:

@@ -217,6 +217,8 @@ def obstacle(module: nn.Module) -> str:
         return f"it has layers of {', '.join(sorted(types))}, which do not look at a mask of ancestors"
     if getattr(config, "alibi", False):
         return "its attention counts columns (ALiBi), and in a tree they are not places"
+    if turning_point(config) is not None:
+        return "its rotary embedding depends on the longest text of a batch"
     if family not in FAMILIES:
         return f"model type {family!r} is not among those that are known to be exact on trees"
     if attention not in MASKED_BY_ADDING:
@@ -226,6 +228,21 @@ def obstacle(module: nn.Module) -> str:
     if any(attached(part) for part in module.modules()):
         return "something is attached to it (steering, or a hook) that expects rows of text: remove it first"
     return ""
+
+
+def turning_point(config: Any) -> int | None:
+    """The length beyond which the longest text of a batch decides how all of it is rotated; None where nothing does."""
+    for rope in _ropes(config):
+        if rope.get("rope_type") in ("longrope", "dynamic"):
+            trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            return min(int(trained), config.max_position_embeddings)
+    return None
+
+
+def _ropes(config: Any) -> list[Any]:
+    """The rotary parameters, which may be one a type of layer."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    return [ropes] if "rope_type" in ropes else [rope for rope in ropes.values() if isinstance(rope, dict)]
 
 
 def _layer_types(config: Any) -> set[str]:

@@ -273,7 +273,7 @@ class Steering:
 
     def starting(self, forward: Forward) -> None:
         """A forward begins."""
-        if self._strength.is_one(forward):
+        if not self.came_after(forward) and self._strength.is_one(forward):
             forward.memo[self] = self._strength.version
         if self._attachment is not None and forward.cache is not None and not forward.starts_prompt:
             steered_under = self._attachment.tracker.version_in(forward.cache, self._strength.serial)
@@ -327,6 +327,8 @@ class Steering:
         coefficients = self._coefficients_for(hidden, block)
         is_watched = hidden.dtype == torch.float16  # for overflow
         if is_watched or not coefficients.is_constant or self._implementation not in (ops.auto, ops.edit):
+            return None
+        if not self._strength.is_number:  # any more
             return None
         self._strength.touched = True
         with torch.inference_mode(False), torch.no_grad():

@@ -98,9 +98,14 @@ class Strength:
                 forward.memo[key] = strength.to(device), everywhere
         return forward.memo[key]
 
+    @property
+    def is_number(self) -> bool:
+        """Whether all rows have one alpha."""
+        return self._alpha.numel() == 1
+
     def is_one(self, forward: Forward) -> bool:
         """Whether every token of a forward is edited alike, as far as is known without asking the device."""
-        if self.least == 0 or self._alpha.numel() != 1 or self.gate is not None or forward.valid is not None:
+        if self.least == 0 or not self.is_number or self.gate is not None or forward.valid is not None:
             return False
         scope = self._scope if isinstance(self._scope, str) else ""
         return scope == "all" or (scope in ("generated", "answer") and forward.is_past_prompt)

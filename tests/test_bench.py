@@ -2,7 +2,6 @@
 
 import json
 import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -108,7 +107,6 @@ def test_ten_times_fewer_blocks_are_run_for_pairs_of_the_paper(work: Workload) -
 def test_texts_that_share_nothing_share_nothing(work: Workload) -> None:
     firsts = [text.split()[0] for text in work.unlike(64)]
     assert len({*firsts}) == 64
-    assert all(one != other for one, other in pairwise(firsts))
     assert work.tokenizer.unk_token_id not in work.tokenizer(work.unlike(4)).input_ids[0]
 
 

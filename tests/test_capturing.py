@@ -7,6 +7,7 @@ from dataclasses import replace
 import accelerate
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import repe
 from repe import capturing
@@ -406,3 +407,24 @@ def test_a_text_that_is_longer_than_the_positions_is_refused(name, room, tokeniz
 
 def test_rotary_positions_have_no_end(model, tokenizer):
     repe.capture(model, tokenizer, ["a" * 300], blocks=0)
+
+
+ROPES = {
+    "llama": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    "phi3": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 24,
+        "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ROPES)
+def test_a_long_text_does_not_change_how_its_neighbours_are_rotated(family, tokenizer):
+    """What is far apart decides how all of a batch is rotated, where the rotary embedding grows with the text."""
+    config = copy.deepcopy(zoo.build(family).config)
+    config.max_position_embeddings, config.rope_parameters = 24 if family == "llama" else 256, ROPES[family]
+    config.initializer_range = 0.3
+    model = AutoModelForCausalLM.from_config(config).eval()
+    texts = ["a b c d e f g h", "i j k", "to be or not to be " * 6, "to be or not to be that is " * 5, "l m n o"]
+    alone = torch.cat([repe.capture(model, tokenizer, [text], packed=False) for text in texts])
+    torch.testing.assert_close(repe.capture(model, tokenizer, texts), alone, atol=1e-4, rtol=1e-4)

@@ -9,6 +9,9 @@ from torch import Tensor
 
 import repe
 from repe import editing
+from repe.attachment import Attachment
+from repe.ops import may_be_probed
+from repe.ops.reference import may_write_out
 from repe.strength import Strength
 from tests import oracles, zoo
 
@@ -132,6 +135,51 @@ def test_the_dtype_may_change_while_the_handle_lives(monkeypatch: pytest.MonkeyP
             )
 
     assert torch.equal(run(), the_long_way(monkeypatch, run))
+
+
+def test_a_forward_that_begins_while_the_handle_is_attached_is_left_alone(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the hooks are on by then: it is steered at no block, and not at some."""
+    ids, seen = {"input_ids": torch.tensor([[5, 6, 7]])}, []
+    plain, hook = model(**ids).logits, Attachment.hook
+
+    def and_run(self: Any, *args: Any) -> None:
+        hook(self, *args)
+        seen.append(model(**ids).logits)
+
+    monkeypatch.setattr(Attachment, "hook", and_run)
+    with repe.steer(model, vector_of(), 2.0, blocks=BLOCKS):
+        assert not torch.equal(model(**ids).logits, plain)
+    assert len(seen) == len(BLOCKS)
+    assert all(torch.equal(logits, plain) for logits in seen)
+
+
+def test_alpha_may_become_one_a_row_in_the_middle_of_a_forward(model: Any) -> None:
+    def set_rows(*_: Any) -> None:
+        (handle,) = repe.status(model)
+        handle.alpha = [1.0, 2.0]
+
+    model.model.layers[1].register_forward_hook(set_rows)
+    with repe.steer(model, vector_of(), 2.0, blocks=[2]):
+        assert model(input_ids=torch.tensor([[5, 6, 7], [8, 9, 10]])).logits.isfinite().all()
+
+
+def test_no_operator_is_told_where_to_write_while_a_transform_looks_on() -> None:
+    x, seen = torch.ones(2, 3, 4), []
+
+    def looked_at(x: Tensor) -> Tensor:
+        seen.extend([may_write_out(x), may_be_probed()])
+        return x.sum()
+
+    torch.func.vmap(looked_at)(x)
+    with torch.autograd.forward_ad.dual_level():
+        looked_at(x)
+    torch.func.grad(looked_at)(x)
+    assert not any(seen)
+    assert not may_write_out(x.clone().requires_grad_())
+    assert may_write_out(x)
+    assert may_be_probed()
 
 
 def test_overflow_in_float16_is_noticed(model: Any) -> None:

@@ -207,6 +207,16 @@ def test_tokens_out_of_scope_pass_through_and_do_not_spread(gain, poison, in_pla
     assert torch.equal(bits(edited)[strength == 0], expected)
 
 
+def test_autograd_learns_that_an_edit_in_place_wrote_over_what_it_holds():
+    x = activations().requires_grad_()
+    y = x * 1
+    z = (y * y).sum()
+    with torch.no_grad():
+        fused(y, strengths(1, 1), constants(), out=y)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.backward()
+
+
 # memory
 
 

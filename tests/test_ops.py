@@ -606,3 +606,19 @@ def test_the_kernel_on_a_cpu_says_why_it_cannot_run():
     pytest.importorskip("triton")
     with pytest.raises(ValueError, match="the kernel runs on GPUs, and the activations are on cpu; use impl='auto' or"):
         ops.pick("triton")(activations(), strengths(1, 1), constants())
+
+
+def test_what_is_trained_later_is_not_what_was_worked_out_before():
+    one = torch.ones(1)
+    direction = torch.nn.functional.one_hot(torch.tensor([2]), 4).float()
+    constants = ops.Coefficients(direction, direction, 0 * one, one.clone(), -9 * one, 9 * one, needs_projection=False)
+    constants.offset.requires_grad_()
+    edit(torch.zeros(1, 1, 4), torch.ones(1, 1), constants).sum().backward()
+    assert constants.offset.grad == 1
+
+
+def test_a_stream_of_eight_bits_is_refused_with_what_to_do():
+    x = torch.zeros(1, 1, 4).to(torch.float8_e4m3fn)
+    one, direction = torch.ones(1), torch.ones(1, 4)
+    with pytest.raises(TypeError, match=r"float8_e4m3fn cannot be edited: run the model in one of .*bfloat16"):
+        edit(x, torch.ones(1, 1), ops.Coefficients(direction, direction, one, one, one, one))

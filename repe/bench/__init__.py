@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benches that the arguments name, and prints their rows as they come."""
     asked = parser().parse_args(arguments)
     torch.set_num_threads(asked.threads)
-    rows = []
+    rows, ready = [], benches(asked)
     if not asked.json:
         print(f"{about(asked)}\n\n{heading()}", flush=True)
     for name in asked.only or SECTIONS:
-        for row in benches(asked)[name]():
+        for row in guarded(name, ready[name]):
             rows.append(row)
             if not asked.json:
                 print(line(row), flush=True)
@@ -41,9 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print()
 
 
+def guarded(name: str, bench: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    """The rows of a section; where it fails, why, so that the others are not lost."""
+    try:
+        yield from bench()
+    except Exception as error:
+        yield Row(name, None, note=f"{type(error).__name__}: {str(error).splitlines()[0]:.100}")
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="repe.bench", description=__doc__.split("\n")[0])
-    made.add_argument("--device", default="cpu", help="cpu, or cuda, which adds the kernels and a model of 8B shape")
+    made.add_argument(
+        "--device", default="cpu", type=device, help="cpu, or cuda, which adds the kernels and a model of 8B shape"
+    )
     made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch on the CPU")
     made.add_argument("--turns", type=int, default=7, help="of everything that takes seconds")
     made.add_argument("--steps", type=int, default=250, help="single decode steps on either side")
@@ -63,11 +74,20 @@ def benches(asked: argparse.Namespace) -> dict[str, Callable[[], Iterator[Row]]]
         "compiled": partial(compiled.rows, work, asked.steps),
         "sweep": partial(sweeping.rows, work.small, asked.turns),
         "scaling": partial(scaling.rows, work, asked.turns),
-        "peers": partial(peers.rows, work, asked.turns, asked.peers),
+        "peers": partial(peers.rows, Workload("cpu", asked.small), asked.turns, asked.peers),
         "gpu": lambda: chain(edits.rows(work, asked.steps), gpu.rows(work, asked.turns, asked.steps)),
     }
 
 
+def device(name: str) -> str:
+    """Raises ValueError for one whose end of work cannot be waited for."""
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise ValueError(f"cpu, cuda or cuda:N, got {name!r}")
+    return name
+
+
 def about(asked: argparse.Namespace) -> str:
-    place = torch.cuda.get_device_name() if asked.device.startswith("cuda") else platform.processor() or "CPU"
+    place = (
+        torch.cuda.get_device_name(asked.device) if asked.device.startswith("cuda") else platform.processor() or "CPU"
+    )
     return f"{place}, {asked.threads} threads, torch {torch.__version__}, Python {platform.python_version()}"

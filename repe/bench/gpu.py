@@ -45,7 +45,8 @@ def rows(work: Workload, turns: int, steps: int) -> Iterator[Row]:
     if not work.device.startswith("cuda"):
         yield Row("a Llama of 8B shape, bfloat16", None, note="runs on a GPU: --device cuda")
         return
-    yield from large(Large(work.device, work.small, SHAPE_8B, torch.bfloat16), turns, steps, PREFILL)
+    shape = SHAPE_8B | ({"num_hidden_layers": 5} if work.small else {})
+    yield from large(Large(work.device, work.small, shape, torch.bfloat16), turns, steps, PREFILL)
 
 
 def large(work: Workload, turns: int, steps: int, prefill: int) -> Iterator[Row]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch.nn.functional import cosine_similarity
@@ -50,7 +49,7 @@ def parts(work: Workload, pairs: Pairs, turns: int) -> Iterator[Row]:
     texts, model, tokenizer = flat(pairs), work.model, work.tokenizer
     steps: tuple[tuple[str, Run], ...] = (
         ("", lambda: plain(work, texts)),
-        ("no head, short rows first", lambda: repe.capture(model, tokenizer, texts, packed=False)),
+        ("no head, no states kept, short rows first", lambda: repe.capture(model, tokenizer, texts, packed=False)),
         ("early stop", lambda: repe.capture(model, tokenizer, texts, packed=False, blocks=work.middle)),
         ("what texts begin with alike run once", lambda: repe.capture(model, tokenizer, texts, blocks=work.middle)),
     )
@@ -99,7 +98,7 @@ def flat(pairs: Pairs) -> list[str]:
 def plain(work: Workload, texts: Sequence[str]) -> None:
     for start in range(0, len(texts), BATCH):
         batch = work.tokenizer(list(texts[start : start + BATCH]), return_tensors="pt", padding=True).to(work.device)
-        work.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+        work.looked_into(**batch, output_hidden_states=True, use_cache=False)
 
 
 def medians(took: dict[str, Any], *names: str) -> str:
@@ -114,7 +113,7 @@ def agreement(work: Workload, texts: Sequence[str]) -> str:
     captured = repe.capture(work.model, work.tokenizer, texts, blocks=blocks)[:: max(1, len(texts) // 32)]
     with torch.inference_mode():
         states = [
-            work.model(**work.tokenizer(text, return_tensors="pt").to(work.device), output_hidden_states=True)
+            work.looked_into(**work.tokenizer(text, return_tensors="pt").to(work.device), output_hidden_states=True)
             for text in chosen
         ]
     expected = torch.stack([torch.stack([s.hidden_states[b + 1][0, -1] for b in blocks]) for s in states]).cpu()
@@ -122,44 +121,63 @@ def agreement(work: Workload, texts: Sequence[str]) -> str:
 
 
 def evaluations(work: Workload, texts: Sequence[str]) -> Row:
-    """Tokens times blocks that are run, against those of one forward a text."""
-    with noting("repe.capturing") as said:
-        repe.capture(work.model, work.tokenizer, texts, blocks=work.middle)
-    nodes = re.search(r"as (\d+) nodes", " ".join(said))
+    """Tokens times blocks that are run, filler and the texts run alone for a check included, against those of one
+    forward a text."""
     tokens = sum(len(work.tokenizer(text).input_ids) for text in texts)
-    run = int(nodes[1]) if nodes else tokens
-    blocks, needed = work.model.config.num_hidden_layers, max(work.middle) + 1
+    blocks = work.model.config.num_hidden_layers
+    with watching(work.model) as outputs:
+        repe.capture(work.model, work.tokenizer, texts, blocks=work.middle)
     return Row(
         "    token-block evaluations: times fewer than of one forward a text",
-        Estimate.exact(tokens * blocks / (run * needed)), ">= 10" if len(texts) == 1024 else "",
-        f"{tokens} tokens x {blocks} blocks, {run} nodes x {needed} blocks",
+        Estimate.exact(tokens * blocks / sum(outputs.tokens)), ">= 10" if len(texts) == 1024 else "",
+        f"{tokens * blocks} and {sum(outputs.tokens)}",
     )  # fmt: skip
+
+
+class Outputs(NamedTuple):
+    """Of every run of a block its tokens; of every forward how many numbers of what blocks put out were alive then."""
+
+    tokens: list[int]
+    alive: list[int]
 
 
 @contextmanager
-def noting(logger: str) -> Iterator[list[str]]:
-    """What a logger says while the context lasts."""
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
+def watching(model: Any) -> Iterator[Outputs]:
+    """Looks at what every block puts out, while the context lasts."""
+    seen, held = Outputs([], []), WeakSet()  # type: ignore[var-annotated]
+
+    def look(module: Any, args: Any, out: Any) -> None:
+        seen.tokens.append(out.shape[0] * out.shape[1])
+        held.add(out)
+        seen.alive.append(sum(tensor.numel() for tensor in held))
+
+    blocks = model.model.layers
+    forwards = [block.forward for block in blocks]
+    for block, forward in zip(blocks, forwards, strict=True):
+        block.forward = noted(forward, look)
     try:
-        yield said
+        yield seen
     finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
+        for block in blocks:
+            del block.forward
+
+
+def noted(forward: Any, look: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        out = forward(*args, **kwargs)
+        look(None, args, out)
+        return out
+
+    return run
 
 
 def kept(work: Workload) -> Row:
-    """The memory that a last-token capture holds once it has ended, against the numbers that were asked for."""
-    texts = work.prompts(24)
-    activations = repe.capture(work.model, work.tokenizer, texts)
-    wanted = len(texts) * work.model.config.num_hidden_layers * work.model.config.hidden_size * 4
-    return Row(
-        "memory of a last-token capture: of texts x blocks x d_model numbers",
-        Estimate.exact(activations.untyped_storage().nbytes() / wanted), "<= 1",
-        f"{wanted / 2**20:.3g} MiB for {len(texts)} texts",
-    )  # fmt: skip
+    """The most that is alive of what blocks put out during a last-token capture, and what is kept at its end."""
+    texts = work.unlike(64)
+    with watching(work.model) as outputs:
+        activations = repe.capture(work.model, work.tokenizer, texts, batch_size=8)
+    width, blocks = work.model.config.hidden_size, work.model.config.num_hidden_layers
+    most = Estimate.exact(max(outputs.alive) / (max(outputs.tokens) * width))
+    numbers = activations.untyped_storage().nbytes() // 4
+    note = f"of {blocks}; kept: {numbers} numbers = {len(texts)} texts x {blocks} blocks x {width}"
+    return Row("memory of a last-token capture: most outputs of blocks alive at once", most, "<= 2", note)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import numpy as np
+
 import repe
 from repe.bench.table import Row
 from repe.bench.timing import Run, in_turns, slope
@@ -48,5 +50,6 @@ def rows(work: Workload, turns: int) -> Iterator[Row]:
 
 def growth(what: str, sizes: Sequence[int], make: Callable[[int], Run], turns: int, device: str) -> Row:
     seconds = in_turns([make(size) for size in sizes], turns, device)
-    took = ", ".join(f"{size}: {1000 * t:.3g} ms" for size, t in zip(sizes, sorted(seconds.tolist())[0], strict=True))
+    medians = np.median(seconds, axis=0)
+    took = ", ".join(f"{size}: {1000 * each:.3g} ms" for size, each in zip(sizes, medians, strict=True))
     return Row(f"time grows, {what}: as the power", slope(sizes, seconds), note=took)

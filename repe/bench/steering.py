@@ -1,4 +1,4 @@
-"""What steering costs: a decode step, a generation, a hook; baked, compiled; and what a sweep saves."""
+"""What steering costs: a decode step, a generation, a hook; and baked."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def rows(work: Workload, turns: int, steps: int) -> Iterator[Row]:
     for batch in BATCHES[: 1 if work.small else None]:
         yield generation(work, plain, steered, batch, turns)
     handle.remove()
+    yield cost("decode step, nothing attached: of unsteered, the floor of this clock", work, plain, steered, steps)
     with bare_hooks(steered, work):
         yield cost("decode step, bare hooks that return x + v, at as many: of unsteered", work, plain, steered, steps)
     with repe.steer(steered, work.vector, 1.0, blocks=work.middle, edit="ablate"):

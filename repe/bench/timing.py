@@ -64,7 +64,7 @@ def timed(run: Run, device: str = "cpu") -> float:
 
 def finish(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 @contextmanager

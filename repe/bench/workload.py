@@ -49,6 +49,11 @@ class Workload:
         )  # fmt: skip
 
     @cached_property
+    def looked_into(self) -> Any:
+        """A twin that is asked for hidden states: transformers leaves hooks of its own on such a model for good."""
+        return twin(self.model)
+
+    @cached_property
     def tokenizer(self) -> Any:
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from repe.ops.reference import Coefficients, edit
+from repe.ops.reference import Coefficients, edit, under_a_transform
 from repe.ops.rounding import Rounding
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
@@ -68,10 +68,16 @@ def auto(
     """The edit by whichever implementation suits the call; see `repe.ops.reference.edit`."""
     chosen: Implementation = edit
     if x.device.type in WITH_KERNELS and not torch.compiler.is_compiling() and type(x) in (Tensor, Parameter):
-        kernels = _working_kernels(x.device)
+        kernels = _working_kernels(x.device) if may_be_probed() else None
         if kernels is not None and not kernels.why_not(x, strength, coefficients):
             chosen = kernels.edit
     return chosen(x, strength, coefficients, rounding=rounding, seed=seed, out=out, everywhere=everywhere)
+
+
+def may_be_probed() -> bool:
+    """Whether a few tokens may be edited now to see if the kernel works: not under a transform, nor while the GPU
+    records a graph, as its failing there would say nothing of other calls."""
+    return not under_a_transform() and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def _kernels() -> ModuleType:

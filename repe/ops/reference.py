@@ -24,6 +24,7 @@ from torch import Tensor
 from repe.ops.rounding import Rounding, check_rounding, stochastic
 
 Gain = Literal["one", "sign", "norm"]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 GAINS: dict[str, Callable[[Tensor], Tensor]] = {
     "one": torch.ones_like,
@@ -39,6 +40,8 @@ class Coefficients:
     Shapes: `read` and `write` (K, d_model); `slope`, `offset`, `low` and `high` (K,). All are float32 on one device.
     `gain` is what the offset is multiplied by: one; the sign of each projection (piece-wise control of Zou et al.,
     arXiv 2310.01405); or the norm of the projection on the K directions (setting an angle in a plane).
+
+    Values that are not trained change by `copy_` alone, as what follows from them is kept.
     """
 
     read: Tensor
@@ -66,19 +69,23 @@ class Coefficients:
                 )
         if self.gain not in GAINS:
             raise ValueError(f"gain={self.gain!r} is not known: use one of {[*GAINS]}")
-        in_advance = not self.needs_projection and not any(t.requires_grad for t in self.tensors)
         with torch.inference_mode(False), torch.no_grad():  # autograd must be able to save it later
-            object.__setattr__(self, "_shift", self._displacement() if in_advance else None)
+            object.__setattr__(self, "_shift", None if self.needs_projection else self._displacement())
 
     @property
     def shift(self) -> Tensor:
         """(d_model,), what strength 1 adds to every token, where that needs no projection."""
-        return self._displacement() if self._shift is None else self._shift
+        return self._shift if self._shift is not None and self.is_fixed else self._displacement()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether nothing here is trained, so that values change by `copy_` alone."""
+        return not any(t.requires_grad for t in self.tensors)
 
     @property
     def is_constant(self) -> bool:
         """Whether strength 1 adds the same to every token until the values here are replaced."""
-        return self._shift is not None and not self.keep_norm
+        return self._shift is not None and self.is_fixed and not self.keep_norm
 
     def _displacement(self) -> Tensor:
         return (self.offset.clamp(self.low, self.high)[:, None] * self.write).sum(0)
@@ -129,6 +136,8 @@ def edit(
 
     The arithmetic is done in float32 (float64 for float64 activations), whatever autocast says.
     """
+    if x.dtype not in DTYPES:
+        raise TypeError(f"activations of {x.dtype} cannot be edited: run the model in one of {[*map(str, DTYPES)]}")
     check_rounding(x, rounding, seed)
     check_out(x, strength, coefficients, out)
     precision = torch.promote_types(x.dtype, torch.float32)
@@ -152,9 +161,19 @@ def plus(x: Tensor, displacement: Tensor) -> Tensor:
 
     The displacement is in float32, or float64 for float64 activations.
     """
-    if x.dtype == displacement.dtype or not x.is_cuda or (torch.is_grad_enabled() and x.requires_grad):
+    if x.dtype == displacement.dtype or not may_write_out(x) or not x.is_cuda:
         return (x + displacement).to(x.dtype)
     return torch.add(x, displacement, out=torch.empty_like(x))  # one read and one write, where a cast would be another
+
+
+def may_write_out(x: Tensor) -> bool:
+    """Whether an operator may be told where to write: neither autograd nor a transform of torch.func looks on."""
+    return not under_a_transform() and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def under_a_transform() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is under way."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _projected(wide: Tensor, amount: Tensor, coefficients: Coefficients) -> Tensor:

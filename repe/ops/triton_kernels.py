@@ -23,12 +23,11 @@ from torch.autograd.forward_ad import unpack_dual
 
 from repe.ops import reference
 from repe.ops.gradients import gradients
-from repe.ops.reference import Coefficients, check_out, needs_gradient
+from repe.ops.reference import DTYPES, Coefficients, check_out, needs_gradient
 from repe.ops.rounding import Rounding, check_rounding
 
 MOST_DIRECTIONS = 16
 WIDEST = 16_384
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HELD = 2048  # numbers of the stream in a program that holds several tokens
 MOST_TOKENS = 16  # of a program
 NUMBERS_A_WARP = 512  # 16 a thread
@@ -298,6 +297,8 @@ def edit(
             return _edit(x, strength, *coefficients.tensors, *how)
         _edit_out(x, strength, *coefficients.tensors, *how, out)
         return out
+    if out is not None and not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # autograd may hold it, and must learn that it was written over
     out = torch.empty_like(x) if out is None else out  # asking the dispatcher takes longer than a small edit
     _launch(x, out, strength, coefficients.tensors, *how)
     return out
@@ -330,7 +331,7 @@ def why_not(x: Tensor, strength: Tensor, coefficients: Coefficients) -> str:
 
 
 def _is_transformed(tensors: tuple[Tensor, ...]) -> bool:
-    return torch._C._are_functorch_transforms_active() or any(unpack_dual(t).tangent is not None for t in tensors)
+    return reference.under_a_transform() or any(unpack_dual(t).tangent is not None for t in tensors)
 
 
 def probe(device: torch.device) -> None:
