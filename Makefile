@@ -46,7 +46,7 @@ peers: $(READY)
 
 # executes every notebook, and keeps what comes out
 notebooks: $(READY)
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 # the playground in a real browser; pictures of it are left in build/browser
 browser-test: $(READY)

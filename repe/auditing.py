@@ -87,7 +87,7 @@ class Audit:
 
     def _repr_html_(self) -> str:
         lines = (fill(line, WIDTH, subsequent_indent="     ") for line in str(self).splitlines())
-        return f"<pre>{escape(chr(10).join(lines))}</pre>"
+        return f"<pre style='font-family: monospace'>{escape(chr(10).join(lines))}</pre>"
 
 
 def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: float = 0.25, seed: int = 0) -> Audit:

@@ -27,8 +27,7 @@ from repe.tracking import trackers_of
 from repe.vector import ConceptVector
 
 INSTEAD = "steer with hooks instead, repe.steer"
-# How a config says that there are biases. Llama, Granite, ModernBERT: mlp_bias; Starcoder2, Mamba: use_bias; Falcon:
-# bias; OPT: enable_bias; Cohere, whose attention writes where its mlp does: attention_bias.
+# How a config says that there are biases: "attention_bias" for Cohere, whose attention writes where its mlp does.
 FLAGS = ("mlp_bias", "use_bias", "bias", "enable_bias", "attention_bias")
 # The projection that a part of a block ends in, and those before it in an mlp that holds nothing else.
 LAST = {"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "Wo", "o_proj", "out_proj", "dense"}
@@ -69,7 +68,7 @@ def bake(
         vector: the concept's, or several, which act together; of the site "block" for "add".
         alpha: the strength. For "ablate" 1 takes the whole direction away; 0 changes nothing.
         blocks: block numbers, "all", or "auto" for those that the vector recommends. For "ablate" the one block whose
-            direction is taken.
+            direction is taken. Try several: what is left of the concept scores `-midpoint / scale` there.
         edit: "add" or "ablate".
         unit: of alpha, for "add": see `repe.steer`.
         site: "block" or None, as nothing else can be baked.
@@ -139,8 +138,9 @@ class Baked:
 
     def __repr__(self) -> str:
         what = ", ".join(v.concept for v in self.plan.vectors)
+        unit = f"unit={self.plan.unit!r}, " if self.plan.has_length else ""
         return (
-            f"Baked({what!r}, alpha={self.alpha:g}, edit={self.plan.edit!r}, unit={self.plan.unit!r}, "
+            f"Baked({what!r}, alpha={self.alpha:g}, edit={self.plan.edit!r}, {unit}"
             f"blocks={list(self.blocks)}{', undone' if self._undone else ''})"
         )
 

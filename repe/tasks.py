@@ -22,6 +22,7 @@ from repe.blocks import device_of, find_stack, is_encoder_decoder
 from repe.capturing import evaluating
 from repe.chats import cue
 from repe.tokens import Text, encode, pad
+from repe.tracking import trackers_of
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def log_likelihoods(
     tokenizer: Any,
     items: Sequence[Item],
     *,
-    steering: Iterable[Any] = (),
+    steering: Iterable[Any] | None = None,
     blocks_at: str | None = None,
     batch_size: int = 64,
 ) -> list[Tensor]:
@@ -133,7 +134,7 @@ def log_likelihoods(
     Args:
         model, tokenizer: neither is changed.
         items: prompts and options; an option's tokens follow the prompt's as they are.
-        steering: handles whose scope needs to know where the prompts end.
+        steering: handles that are told where the prompts end, as some scopes need; all that are attached by default.
         blocks_at: the dotted path of the list of blocks, where it cannot be found.
         batch_size: texts a forward pass.
 
@@ -145,7 +146,7 @@ def log_likelihoods(
 
 
 def score_encoded(
-    model: nn.Module, items: Sequence[EncodedItem], *, steering: Iterable[Any] = (), batch_size: int = 64
+    model: nn.Module, items: Sequence[EncodedItem], *, steering: Iterable[Any] | None = None, batch_size: int = 64
 ) -> list[Tensor]:
     """`log_likelihoods` of items that are token ids already, as when they are scored again and again.
 
@@ -154,7 +155,7 @@ def score_encoded(
     texts = [(item.prompt, option) for item in items for option in item.options]
     scores = torch.empty(len(texts))
     order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
-    handles = list(steering)
+    handles = _attached(model) if steering is None else list(steering)
     before = [handle.prompt_length for handle in handles]
     try:
         with evaluating(model), torch.no_grad():
@@ -165,6 +166,11 @@ def score_encoded(
         for handle, length in zip(handles, before, strict=True):
             handle.prompt_length = length
     return list(scores.split([len(item.options) for item in items]))
+
+
+def _attached(model: nn.Module) -> list[Any]:
+    """The handles on a model."""
+    return [user for tracker in trackers_of(model) for user in tracker.users if hasattr(user, "prompt_length")]
 
 
 def check_causal(model: nn.Module, blocks_at: str | None = None) -> None:

@@ -144,7 +144,7 @@ def test_the_order_of_pairs_does_not_matter():
 
 
 def test_it_shows_itself_in_a_notebook():
-    assert "<pre>" in repe.audit(clean())._repr_html_()
+    assert "<pre " in repe.audit(clean())._repr_html_()
     shown = replace(repe.audit(clean()), concept="<b>bold</b>")._repr_html_()
     assert "&lt;b&gt;bold" in shown
     assert "<b>" not in shown

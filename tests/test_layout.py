@@ -51,7 +51,7 @@ ARROWS = {
         "strength", "tokens", "tracking", "vector",
     },
     "baking": {"blocks", "edits", "ops", "precision", "store", "tracking", "vector"},
-    "tasks": {"blocks", "capturing", "chats", "tokens"},
+    "tasks": {"blocks", "capturing", "chats", "tokens", "tracking"},
     "fits": set(),
     "choice": {"fits"},
     "scores": {"fits"},

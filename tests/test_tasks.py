@@ -33,6 +33,16 @@ def log_likelihood_by_hand(model, tokenizer, item, option):
     return total
 
 
+def test_handles_that_are_attached_are_told_where_prompts_end_unless_others_are_named(model, tokenizer):
+    with repe.steer(model, plain_vector(model), 3.0, scope="answer") as handle:
+        named = log_likelihoods(model, tokenizer, ITEMS, steering=[handle])
+        found = log_likelihoods(model, tokenizer, ITEMS)
+        untold = log_likelihoods(model, tokenizer, ITEMS, steering=[])
+        assert handle.prompt_length is None
+    assert all(map(torch.equal, found, named))
+    assert not any(map(torch.equal, untold, named))
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_log_likelihoods_are_the_sums_over_the_options_tokens(model, tokenizer, batch_size):
     got = log_likelihoods(model, tokenizer, ITEMS, batch_size=batch_size)
