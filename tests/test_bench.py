@@ -126,6 +126,18 @@ def test_every_section_runs_and_comes_out_as_json(capsys: pytest.CaptureFixture[
     assert left_out == {"extract, against other libraries", "kernels of the edits", "a Llama of 8B shape, bfloat16"}
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no compiler\nat all"), AssertionError()])
+def test_a_section_that_fails_says_why_and_keeps_what_it_had(error: Exception) -> None:
+    def section():
+        yield Row("first", Estimate.exact(1))
+        raise error
+
+    first, last = bench.guarded("compiled", section)
+    assert first.what == "first"
+    assert last.ratio is None
+    assert last.note in ("RuntimeError: no compiler", "AssertionError: ")
+
+
 def test_the_course_for_a_gpu_runs_in_small_on_the_cpu() -> None:
     kernels = [*edits.shares(16, 64, 6, "cpu", torch.bfloat16, "reference")]
     assert len(kernels) == len(edits.KINDS) * len(edits.DIRECTIONS)

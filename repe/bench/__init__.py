@@ -47,7 +47,7 @@ def guarded(name: str, bench: Callable[[], Iterator[Row]]) -> Iterator[Row]:
     try:
         yield from bench()
     except Exception as error:
-        yield Row(name, None, note=f"{type(error).__name__}: {str(error).splitlines()[0]:.100}")
+        yield Row(name, None, note=f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.100}")
 
 
 def parser() -> argparse.ArgumentParser:
