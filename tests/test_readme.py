@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import repe
-from repe.catalogue import find_task
 from repe.demo import spread
+from repe.measuring import items_of
 
 ROOT = Path(repe.__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,8 +25,8 @@ def test_the_first_code_runs_and_steers(capsys):
 def test_all_its_code_runs_in_order(monkeypatch, tmp_path):
     """With the testbed in the place of a model of the hub, and fewer strengths, items, blocks and readers."""
     load, tradeoff, calibrate = repe.load, repe.tradeoff, repe.calibrate
-    honesty, skills = (repe.tasks.load_items(find_task(name)) for name in ("honesty", "skills"))
-    few = {"alignment": spread(honesty, 72), "helpfulness": spread(skills, 72)}
+    honesty, skills = (items_of(name, load()[0]) for name in ("honesty", "skills"))
+    few = {"alignment": spread(honesty, 60), "helpfulness": spread(skills, 60)}
     monkeypatch.setenv("REPE_CACHE", str(tmp_path))
     monkeypatch.setattr(repe, "load", lambda *_: load())
     monkeypatch.setattr(repe, "tradeoff", partial(tradeoff, alphas=[-2, -1, -0.5, 0, 0.5, 1, 2], **few))
@@ -37,7 +37,7 @@ def test_all_its_code_runs_in_order(monkeypatch, tmp_path):
     assert repe.status(names["model"]) == []
     assert names["choice"].alpha > 0
     assert names["reading"].scores.shape == (len(names["reading"].tokens), 6)
-    assert set(names["settings"].more.blocks) <= {2, 3}
+    assert {*names["settings"].more.vector.recommended} <= {2, 3}
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\b\w+\.py\b", TEXT))))
