@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria
 
 from repe.tokens import Text, encode, pad
 
@@ -30,3 +31,13 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
     batch = pad([encode(tokenizer, text) for text in texts], side="left", device=model.device)
     written = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
     return list(tokenizer.batch_decode(written, skip_special_tokens=True))
+
+
+class Halt(StoppingCriteria):
+    """Ends every row of a generation once somebody says so."""
+
+    def __init__(self, is_stopped: Callable[[], bool]) -> None:
+        self.is_stopped = is_stopped
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        return torch.full((len(input_ids),), self.is_stopped(), dtype=torch.bool, device=input_ids.device)

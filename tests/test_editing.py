@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import repe
-from repe import editing
 from repe.attachment import Attachment
 from repe.ops import may_be_probed
 from repe.ops.reference import may_write_out
@@ -213,8 +212,3 @@ def test_what_was_put_out_is_not_written_over(model: Any) -> None:
     with repe.steer(model, vector_of(), 2.0, blocks=BLOCKS):
         generate(model, **GREEDY)
     assert all(torch.equal(held, copied) for held, copied in seen)
-
-
-def test_a_copy_of_the_formula_is_not_hidden_in_the_hook() -> None:
-    """What the hook adds comes from the coefficients, whose shift is what the formula adds."""
-    assert editing.plus is repe.ops.reference.plus

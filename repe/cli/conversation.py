@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from repe.blocks import device_of, is_encoder_decoder
+from repe.generation import Halt
 from repe.steering import steer
 from repe.tokens import Scope, encode, in_scope, needs_prompt_length
 from repe.vector import ConceptVector
@@ -140,7 +140,7 @@ class Conversation:
                 handles.enter_context(steer(self.model, vector, alpha, **self.how))
             output = self.model.generate(
                 batch, attention_mask=torch.ones_like(batch), past_key_values=cache, return_dict_in_generate=True,
-                streamer=Pieces(self.tokenizer, on_text), stopping_criteria=[Stop(stop)], **self.options,
+                streamer=Pieces(self.tokenizer, on_text), stopping_criteria=[Halt(stop)], **self.options,
             )  # fmt: skip
         written = output.sequences[0].tolist()
         self._keep(getattr(output, "past_key_values", None), written[:-1], len(ids))
@@ -227,13 +227,3 @@ class Pieces(BaseStreamer):
         if len(text) > len(known) and is_whole(text):
             self.on_text(text[len(known) :])
             self.begun, self.shown = self.shown, len(self.ids)
-
-
-class Stop(StoppingCriteria):
-    """Ends every answer once it is told to."""
-
-    def __init__(self, told: Callable[[], bool]) -> None:
-        self.told = told
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
-        return torch.full((len(input_ids),), self.told(), dtype=torch.bool, device=input_ids.device)

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, LogitsProcessor, StoppingCriteria
+from transformers import GenerationMixin, LogitsProcessor
 
 from repe.blocks import find_stack
 from repe.capturing import evaluating, recording
 from repe.edits import Options, plan
+from repe.generation import Halt
 from repe.hooks import Hook, put
 from repe.reading import score
 from repe.steering import Steering, status, steer
@@ -286,16 +287,6 @@ class Watch(LogitsProcessor):
             for line in self.pair:
                 line.add(ids[:, -1].cpu(), self.log_p, readings)
             self.show(sides_of(self.pair))
-
-
-class Halt(StoppingCriteria):
-    """Stops all rows once somebody says so."""
-
-    def __init__(self, is_stopped: Callable[[], bool]) -> None:
-        self.is_stopped = is_stopped
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        return torch.full((input_ids.shape[0],), self.is_stopped(), device=input_ids.device, dtype=torch.bool)
 
 
 class LogitsHook(Hook):
