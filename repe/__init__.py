@@ -12,50 +12,50 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repe.auditing import Audit as Audit
-    from repe.auditing import audit as audit
-    from repe.baking import bake as bake
-    from repe.calibration import calibrate as calibrate
-    from repe.capturing import capture as capture
-    from repe.catalogue import concepts as concepts
-    from repe.curve import TradeoffCurve as TradeoffCurve
-    from repe.edits import loreft as loreft
-    from repe.extraction import extract as extract
-    from repe.gates import Gate as Gate
-    from repe.generation import generate as generate
-    from repe.loading import load as load
-    from repe.measuring import tradeoff as tradeoff
-    from repe.pairs import ContrastPair as ContrastPair
-    from repe.reading import Reading as Reading
-    from repe.reading import read as read
-    from repe.steering import Steering as Steering
-    from repe.steering import detach as detach
-    from repe.steering import status as status
-    from repe.steering import steer as steer
-    from repe.vector import ConceptVector as ConceptVector
+    from repe.data.audit import Audit as Audit
+    from repe.data.audit import audit as audit
+    from repe.data.catalogue import concepts as concepts
+    from repe.data.pairs import ContrastPair as ContrastPair
+    from repe.measuring.calibrate import calibrate as calibrate
+    from repe.measuring.curve import TradeoffCurve as TradeoffCurve
+    from repe.measuring.tradeoff import tradeoff as tradeoff
+    from repe.models.generate import generate as generate
+    from repe.models.load import load as load
+    from repe.reading.capture import capture as capture
+    from repe.reading.extract import extract as extract
+    from repe.reading.read import Reading as Reading
+    from repe.reading.read import read as read
+    from repe.reading.vector import ConceptVector as ConceptVector
+    from repe.steering.bake import bake as bake
+    from repe.steering.gate import Gate as Gate
+    from repe.steering.handle import Steering as Steering
+    from repe.steering.handle import detach as detach
+    from repe.steering.handle import status as status
+    from repe.steering.handle import steer as steer
+    from repe.steering.kinds import loreft as loreft
 
 _HOMES = {
-    "Audit": "auditing",
-    "ConceptVector": "vector",
-    "ContrastPair": "pairs",
-    "Gate": "gates",
-    "Reading": "reading",
-    "Steering": "steering",
-    "TradeoffCurve": "curve",
-    "audit": "auditing",
-    "bake": "baking",
-    "calibrate": "calibration",
-    "capture": "capturing",
-    "concepts": "catalogue",
-    "detach": "steering",
-    "extract": "extraction",
-    "generate": "generation",
-    "load": "loading",
-    "loreft": "edits",
-    "read": "reading",
-    "status": "steering",
-    "steer": "steering",
-    "tradeoff": "measuring",
+    "Audit": "data.audit",
+    "ConceptVector": "reading.vector",
+    "ContrastPair": "data.pairs",
+    "Gate": "steering.gate",
+    "Reading": "reading.read",
+    "Steering": "steering.handle",
+    "TradeoffCurve": "measuring.curve",
+    "audit": "data.audit",
+    "bake": "steering.bake",
+    "calibrate": "measuring.calibrate",
+    "capture": "reading.capture",
+    "concepts": "data.catalogue",
+    "detach": "steering.handle",
+    "extract": "reading.extract",
+    "generate": "models.generate",
+    "load": "models.load",
+    "loreft": "steering.kinds",
+    "read": "reading.read",
+    "status": "steering.handle",
+    "steer": "steering.handle",
+    "tradeoff": "measuring.tradeoff",
 }
 __all__ = list(_HOMES)
 

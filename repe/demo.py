@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 import repe
-from repe.generation import generate
-from repe.tasks import Item, load_items
+from repe.data.items import Item, load_items
+from repe.models.generate import generate
 from repe.testbed import FOLDER
 
 ALPHAS = tuple(np.linspace(-4, 4, 17).tolist())

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repe.blocks import find_stack, hidden_of, with_hidden
-from repe.vector import ConceptVector
+from repe.models.blocks import find_stack, hidden_of, with_hidden
+from repe.reading.vector import ConceptVector
 from tests import zoo
 
 BLOCK = 1  # where the tests steer unless they say otherwise

@@ -8,12 +8,12 @@ import torch
 
 import repe
 from repe import demo
-from repe.costs import costs
-from repe.fingerprint import fingerprint
-from repe.fits import Measured, fit_kl
-from repe.store import location, shipped_folder
-from repe.sweep import sweep
-from repe.tasks import load_items
+from repe.data.items import load_items
+from repe.measuring.costs import costs
+from repe.measuring.fits import Measured, fit_kl
+from repe.measuring.sweep import sweep
+from repe.models.fingerprint import fingerprint
+from repe.reading.store import location, shipped_folder
 from repe.testbed import FOLDER, curves, measure
 
 ALPHA = 0.5

@@ -8,7 +8,7 @@ import pytest
 
 import repe
 from repe.demo import spread
-from repe.measuring import items_of
+from repe.measuring.tradeoff import items_of
 
 ROOT = Path(repe.__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

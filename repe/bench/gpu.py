@@ -13,7 +13,7 @@ from repe.bench.steering import Step, milliseconds
 from repe.bench.table import Row
 from repe.bench.timing import Estimate, in_turns
 from repe.bench.workload import Workload, random_llama, twin
-from repe.vector import ConceptVector
+from repe.reading.vector import ConceptVector
 
 BATCHES = (1, 8, 64)
 PREFILL = 2048

@@ -11,8 +11,8 @@ import repe
 from repe.bench.table import Row
 from repe.bench.timing import Run, in_turns, slope
 from repe.bench.workload import Workload, contrast
-from repe.sweep import sweep
-from repe.tasks import Item
+from repe.data.items import Item
+from repe.measuring.sweep import sweep
 
 
 def rows(work: Workload, turns: int) -> Iterator[Row]:

@@ -12,9 +12,10 @@ import repe
 from repe.bench.reading import medians
 from repe.bench.table import Row
 from repe.bench.timing import Estimate, in_turns
-from repe.catalogue import find_task
-from repe.sweep import sweep
-from repe.tasks import Item, load_items, log_likelihoods
+from repe.data.catalogue import find_task
+from repe.data.items import Item, load_items
+from repe.measuring.scoring import log_likelihoods
+from repe.measuring.sweep import sweep
 
 ITEMS = 120
 ALPHAS = tuple(np.linspace(-4, 4, 21).tolist())

@@ -57,7 +57,7 @@ def concepts(model: ask.Model = None) -> Answer:
 
     They are the library's, and those in a folder concepts/ beside the model's weights.
     """
-    from repe.catalogue import concepts, find
+    from repe.data.catalogue import concepts, find
 
     place = ask.Place(model)
     found = concepts(place)
@@ -73,7 +73,7 @@ def audit(concept: ask.Pairs, model: ask.Model = None) -> Answer:
 
     The model's tokenizer counts; the model is not run. Exits with 1 if something is to be mended.
     """
-    from repe.auditing import audit
+    from repe.data.audit import audit
 
     place: Any = ask.Place(model)
     found = audit(concept, ask.load_tokenizer(model), model=place)
@@ -99,7 +99,7 @@ def extract(
     """
     at = ask.blocks_of(blocks)
     loaded, tokenizer = ask.load(model, device)
-    from repe.extraction import extract
+    from repe.reading.extract import extract
 
     vector = extract(
         loaded, tokenizer, concept, reader=reader, blocks=at, site=site, held_out=held_out, seed=seed,
@@ -129,8 +129,8 @@ def read(
     """
     given, at, strengths = ask.texts_of(texts, file), ask.blocks_of(blocks), ask.strengths_of(steer)
     loaded, tokenizer = ask.load(model, device)
-    from repe.reading import read
-    from repe.showing import colored
+    from repe.display import colored
+    from repe.reading.read import read
 
     vector = ask.vector_of(loaded, tokenizer, concept)
     asked: Any = [ask.chat_of(text, system) for text in given] if chat or system else given
@@ -173,7 +173,7 @@ def generate(
     import torch
     from tqdm import tqdm
 
-    from repe.generation import generate
+    from repe.models.generate import generate
 
     if raw and system:
         raise typer.BadParameter("a text that is continued has no system message", param_hint="--system")
@@ -260,7 +260,7 @@ def tradeoff(
     if plot is not None:
         check_picture(plot)
     loaded, tokenizer = ask.load(model, device)
-    from repe.measuring import tradeoff
+    from repe.measuring.tradeoff import tradeoff
 
     curve = tradeoff(
         loaded, tokenizer, ask.vector_of(loaded, tokenizer, concept), strengths, alignment=alignment,
@@ -296,7 +296,7 @@ def calibrate(
     """
     at, where = ask.blocks_of(blocks), ask.scope_of(scope)
     loaded, tokenizer = ask.load(model, device)
-    from repe.calibration import calibrate
+    from repe.measuring.calibrate import calibrate
 
     found = calibrate(
         loaded, tokenizer, concept, readers=readers.split(","), blocks=at, alignment=alignment, helpfulness=helpfulness,
@@ -334,7 +334,7 @@ def bake(
     if out.exists():
         raise FileExistsError(f"{out} is there already: name another folder, or remove it")
     loaded, tokenizer = ask.load(model, device)
-    from repe.baking import bake
+    from repe.steering.bake import bake
 
     chosen = [(ask.vector_of(loaded, tokenizer, concept), alpha) for concept, alpha in strengths]
     baked = [bake(loaded, vector, alpha, edit=edit, blocks=at, unit=unit) for vector, alpha in chosen]

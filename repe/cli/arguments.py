@@ -21,7 +21,7 @@ LONGEST = 256  # tokens of an answer
 
 
 def _concepts(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    from repe.catalogue import concepts
+    from repe.data.catalogue import concepts
 
     return [*concepts(Place(ctx.params.get("model"))).items()]
 
@@ -232,7 +232,7 @@ def load(model: str | None, device: str | None = None) -> tuple[Any, Any]:
 
     import torch
 
-    from repe.loading import load
+    from repe.models.load import load
 
     loaded, tokenizer = load(name)
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
@@ -249,10 +249,10 @@ def load_tokenizer(model: str | None) -> Any:
 
 def vector_of(model: Any, tokenizer: Any, concept: str) -> Any:
     """The vector in a file, of the pairs in a file, or of a name."""
-    from repe.catalogue import SUFFIXES
-    from repe.extraction import extract
-    from repe.store import resolve
-    from repe.vector import ConceptVector
+    from repe.data.catalogue import SUFFIXES
+    from repe.reading.extract import extract
+    from repe.reading.store import resolve
+    from repe.reading.vector import ConceptVector
 
     if concept.endswith(".safetensors"):
         return ConceptVector.load(concept)
@@ -267,7 +267,7 @@ def steering(
     model: Any, tokenizer: Any, strengths: Sequence[tuple[str, float]], how: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
     """The model is steered along all these concepts meanwhile; a strength of 0 is none."""
-    from repe.steering import steer
+    from repe.steering.handle import steer
 
     chosen = [(vector_of(model, tokenizer, concept), alpha) for concept, alpha in strengths]  # none of them steered
     with ExitStack() as handles:

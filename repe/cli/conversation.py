@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from repe.blocks import device_of, is_encoder_decoder
-from repe.generation import Halt
-from repe.steering import steer
-from repe.tokens import Scope, encode, in_scope, needs_prompt_length
-from repe.vector import ConceptVector
+from repe.models.blocks import device_of, is_encoder_decoder
+from repe.models.generate import Halt
+from repe.models.tokens import Scope, encode, in_scope, needs_prompt_length
+from repe.reading.vector import ConceptVector
+from repe.steering.handle import steer
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
 

@@ -13,7 +13,7 @@ from repe.cli import arguments as ask
 from repe.cli.terminal import Answer, command, table, told
 
 if TYPE_CHECKING:
-    from repe.vector import ConceptVector
+    from repe.reading.vector import ConceptVector
 
 COLUMNS = ("accuracy", "separation", "scale", "sigma", "norm")
 
@@ -23,7 +23,7 @@ app = typer.Typer(help="List, show and verify the stored vectors.", no_args_is_h
 @command(app, "list")
 def list_() -> Answer:
     """List the vectors that are shipped, in the folders of REPE_VECTORS, and in the cache (REPE_CACHE)."""
-    from repe.vector import ConceptVector
+    from repe.reading.vector import ConceptVector
 
     data, rows = [], [["concept", "model", "best", "accuracy", "from", "file"]]
     for home, path in files():
@@ -45,7 +45,7 @@ def show(
     vector: Annotated[str, typer.Argument(help="A file, or the name of a concept of which vectors are stored.")],
 ) -> Answer:
     """Show a vector, block by block, and how it was made."""
-    from repe.vector import ConceptVector
+    from repe.reading.vector import ConceptVector
 
     paths = [path for _, path in files() if path.stem == vector] or [Path(vector)]
     found = [(ConceptVector.load(path), path) for path in paths]
@@ -71,7 +71,7 @@ def verify(vectors: ask.Files = None, model: ask.Model = None, device: ask.Devic
 
 def files() -> Iterator[tuple[str, Path]]:
     """The files of stored vectors, each with where it comes from."""
-    from repe.store import cache_folder, shipped_folder
+    from repe.reading.store import cache_folder, shipped_folder
 
     yours = [Path(folder) for folder in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if folder]
     homes = [("package", shipped_folder()), *(("REPE_VECTORS", folder) for folder in yours), ("cache", cache_folder())]
@@ -81,10 +81,10 @@ def files() -> Iterator[tuple[str, Path]]:
 
 def fault(path: Path, model: Any, tokenizer: Any, passing: bool) -> str | None:
     """What is wrong with a vector, in a line, or nothing; None where `passing` passes over one of another model."""
-    from repe.catalogue import concept_of, has
-    from repe.extraction import digest_of, rendering_of
-    from repe.fingerprint import agrees, fingerprint
-    from repe.vector import ConceptVector
+    from repe.data.catalogue import concept_of, has
+    from repe.models.fingerprint import agrees, fingerprint
+    from repe.reading.extract import digest_of, rendering_of
+    from repe.reading.vector import ConceptVector
 
     try:
         vector = ConceptVector.load(path)

@@ -12,7 +12,7 @@ from repe.cli.terminal import complain, document, told, visible
 
 if TYPE_CHECKING:
     from repe.cli.conversation import Conversation
-    from repe.vector import ConceptVector
+    from repe.reading.vector import ConceptVector
 
 HELP = """\
 /alpha                   the strengths

@@ -82,13 +82,13 @@ def may_be_probed() -> bool:
 
 def _kernels() -> ModuleType:
     try:
-        from repe.ops import triton_kernels
+        from repe.ops import kernel
     except Exception as error:
         raise ImportError(
             f"impl='triton': Triton cannot be imported ({type(error).__name__}: {error}): install triton, or use "
             "impl='auto'"
         ) from error
-    return triton_kernels
+    return kernel
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from repe.fits import Array
+from repe.measuring.fits import Array
 from repe.plot.activations import pairs as pairs
 from repe.plot.activations import poles as poles
 from repe.plot.axes import (
@@ -40,8 +40,8 @@ from repe.plot.curve import tradeoff as tradeoff
 from repe.plot.text import literal, short, word
 
 if TYPE_CHECKING:
-    from repe.reading import Reading
-    from repe.vector import ConceptVector
+    from repe.reading.read import Reading
+    from repe.reading.vector import ConceptVector
 
     Vectors: TypeAlias = ConceptVector | Sequence[ConceptVector] | Mapping[str, ConceptVector]
     Readings: TypeAlias = Reading | Sequence[Reading] | Mapping[str, Reading]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from repe.fits import Array
+from repe.measuring.fits import Array
 from repe.plot.axes import FAINT, NEGATIVE, POSITIVE, SCORE, SIZE, axes_of, entitle, ink, legend
 
 if TYPE_CHECKING:
-    from repe.vector import ConceptVector
+    from repe.reading.vector import ConceptVector
 
 BINS = 30
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from repe.fits import Array, Fit, bell, saturating
+from repe.measuring.fits import Array, Fit, bell, saturating
 from repe.plot.axes import (
     AFFORDABLE,
     ALIGNED,
@@ -32,9 +32,9 @@ from repe.plot.axes import (
 from repe.plot.text import short
 
 if TYPE_CHECKING:
-    from repe.calibration import Calibration, Trial
-    from repe.choice import Choice
-    from repe.curve import TradeoffCurve
+    from repe.measuring.calibrate import Calibration, Trial
+    from repe.measuring.choice import Choice
+    from repe.measuring.curve import TradeoffCurve
 
 PROMPTS = "DsP^vX"
 RANDOM = {"color": FAINT, "linewidth": 0.8, "alpha": 0.7, "zorder": 1.5, "label": "random directions"}

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 import repe
-from repe.catalogue import find_task
-from repe.costs import costs
-from repe.fits import Measured, fit_kl
-from repe.sweep import sweep
-from repe.tasks import Item, load_items
-from repe.tokens import Text
+from repe.data.catalogue import find_task
+from repe.data.items import Item, load_items
+from repe.measuring.costs import costs
+from repe.measuring.fits import Measured, fit_kl
+from repe.measuring.sweep import sweep
+from repe.models.tokens import Text
 
 ALPHAS = tuple(np.linspace(-4, 4, 33).tolist())
 FAR = (-30.0, -10.0, 0.0, 10.0, 30.0)
@@ -61,7 +61,7 @@ def baseline(curve: repe.TradeoffCurve) -> str:
 def divergence(model: Any, tokenizer: Any, vector: Any, tasks: Mapping[str, Sequence[Item]]) -> None:
     """Prints the power of |alpha| that the divergence grows with near 0, where theory has a square."""
     alphas = np.array([*(-a for a in reversed(NEAR)), 0.0, *NEAR])
-    texts: dict[str, Sequence[Text]] = {"neutral texts": repe.tasks.load_texts(find_task("neutral", model))}
+    texts: dict[str, Sequence[Text]] = {"neutral texts": repe.data.items.load_texts(find_task("neutral", model))}
     texts |= {f"{name}, with answers": [answered(item) for item in items] for name, items in tasks.items()}
     for name, chosen in texts.items():
         kl = costs(model, tokenizer, vector, chosen, alphas.tolist()).kl

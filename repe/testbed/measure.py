@@ -10,10 +10,10 @@ from typing import Any
 from sklearn.metrics import roc_auc_score
 
 import repe
-from repe.generation import generate
-from repe.reading import score
-from repe.sweep import sweep
-from repe.tasks import Item, load_items
+from repe.data.items import Item, load_items
+from repe.measuring.sweep import sweep
+from repe.models.generate import generate
+from repe.reading.read import score
 from repe.testbed import FOLDER, world
 from repe.testbed.card import read_rows
 

@@ -1,8 +1,8 @@
 """Extracts the testbed's concepts anew, to where shipped vectors are kept: `python -m repe.testbed.vectors`."""
 
 import repe
-from repe.fingerprint import fingerprint
-from repe.store import location, shipped_folder
+from repe.models.fingerprint import fingerprint
+from repe.reading.store import location, shipped_folder
 from repe.testbed import FOLDER
 
 

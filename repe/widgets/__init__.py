@@ -18,11 +18,11 @@ except ImportError as error:
 
 from torch import nn
 
-from repe.edits import Options, plan
-from repe.showing import tokens
-from repe.store import resolve
-from repe.tokens import NAMED_SCOPES
-from repe.vector import ConceptVector
+from repe.display import tokens
+from repe.models.tokens import NAMED_SCOPES
+from repe.reading.store import resolve
+from repe.reading.vector import ConceptVector
+from repe.steering.kinds import Options, plan
 from repe.widgets.latest import IsStopped, Latest
 from repe.widgets.streaming import Request, Side, SideBySide, Sides
 
@@ -38,7 +38,7 @@ STEP = 0.1  # of a slider
 EVERY = 0.05  # seconds between two pictures of a text that grows
 ABOUT_COSTS = (
     "Perplexity: of each text, for the unsteered model. KL: KL(unsteered || writer) of the next token, averaged over "
-    "the tokens of each text. Both hold for these texts; repe.costs.costs measures neutral ones."
+    "the tokens of each text. Both hold for these texts; repe.measuring.costs.costs measures neutral ones."
 )
 STYLE = """<style>
 .repe-side { border: 1px solid rgba(128, 128, 128, 0.4); border-radius: 4px; padding: 8px 12px;

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, LogitsProcessor
 
-from repe.blocks import find_stack
-from repe.capturing import evaluating, recording
-from repe.edits import Options, plan
-from repe.generation import Halt
-from repe.hooks import Hook, put
-from repe.reading import score
-from repe.steering import Steering, status, steer
-from repe.tasks import check_causal
-from repe.tokens import Scope, Text, encode, pad
-from repe.vector import ConceptVector
+from repe.measuring.scoring import check_causal
+from repe.models.blocks import find_stack
+from repe.models.generate import Halt
+from repe.models.hooks import Hook, put
+from repe.models.tokens import Scope, Text, encode, pad
+from repe.reading.capture import evaluating, recording
+from repe.reading.read import score
+from repe.reading.vector import ConceptVector
+from repe.steering.handle import Steering, status, steer
+from repe.steering.kinds import Options, plan
 
 UNSTEERED, STEERED, FOLLOWER = range(3)
 ROWS = 3

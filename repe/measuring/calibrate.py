@@ -1,0 +1,268 @@
+"""Calibration: reader, block and alpha chosen together, by what steering does and not by what a probe reads.
+
+A block where a concept is read perfectly can be one where writing it does nothing. So every reader and block is tried
+out: steered as far as the divergence on neutral texts allows, and judged by how far behaviour moves on validation items
+within the budget. What is chosen is then reported on test items that had no part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from repe.data.catalogue import Pairs, concept_of
+from repe.data.items import Item
+from repe.measuring.choice import UNCHANGED, Outcome, affordable, first_half
+from repe.measuring.costs import costs
+from repe.measuring.fits import FEWEST_CLUSTERS, Array, Measured, clusters_of
+from repe.measuring.sweep import BATCH_TOKENS, sweep
+from repe.measuring.tradeoff import Task, items_of, texts_of
+from repe.models.tokens import Text
+from repe.reading.extract import extract
+from repe.reading.vector import ConceptVector
+
+READERS = ("mean", "pca", "probe")
+STEPS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the farthest alpha: what is tried out at a block
+NEAREST, FARTHEST = 2.0**-6, 2.0**6  # alphas between which the limit is looked for
+PRECISE = 0.02  # of alpha
+SMALLEST = NEAREST * PRECISE  # what moves that much for less is rounding
+PER_ROUND = 7  # alphas that are tried at once: the interval shrinks to an eighth
+TEXTS = 24  # neutral ones, for the limit is looked for at every block
+
+Tasks = tuple[Sequence[Item], Sequence[Item]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One reader and block, steered in one direction on validation items.
+
+    Attributes:
+        reader, block: which.
+        farthest: the alpha, with its sign, at which the 95th percentile of a token's divergence reaches the limit.
+        alpha: that of the steps up to there that gained most within the budget; 0 if none did.
+        validation: what it gained and lost on validation items.
+        accuracy: held-out pairs that the block orders rightly.
+        reason: why the block was not tried, or nothing was chosen; else empty.
+    """
+
+    reader: str
+    block: int
+    farthest: float = 0.0
+    alpha: float = 0.0
+    validation: Outcome = UNCHANGED
+    accuracy: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What to steer with in one direction, and what it does on test items.
+
+    Attributes:
+        sign: +1 for more of the concept, -1 for less.
+        vector: the chosen reader's, which recommends the chosen block.
+        trial: how it was chosen; its alpha is 0 where nothing could be.
+        test: what it gains and loses on items that had no part in the choice.
+        trials: all that was tried.
+    """
+
+    sign: int
+    vector: ConceptVector
+    trial: Trial
+    test: Outcome
+    trials: tuple[Trial, ...] = field(repr=False)
+
+    @property
+    def alpha(self) -> float:
+        return self.trial.alpha
+
+    def __str__(self) -> str:
+        if not self.alpha:
+            return f"nothing to steer with: {self.trial.reason}"
+        where = f"block {self.trial.block}, reader {self.trial.reader!r}"
+        return f"alpha {self.alpha:+.3g} at {where}: {self.test} on test items"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The settings for more and for less of a concept, under a limit of the divergence and a budget of helpfulness."""
+
+    concept: str
+    limit: float
+    budget: float
+    more: Setting
+    less: Setting
+
+    def __str__(self) -> str:
+        head = f"{self.concept}, at most {self.limit:g} nats a token and {self.budget:.0%} of helpfulness"
+        return f"{head}\n  more: {self.more}\n  less: {self.less}"
+
+    __repr__ = __str__
+
+
+def calibrate(
+    model: nn.Module,
+    tokenizer: Any,
+    concept: Pairs,
+    *,
+    readers: str | Sequence[str] = READERS,
+    blocks: Any = "all",
+    alignment: Task | None = None,
+    helpfulness: Task = "skills",
+    neutral: Any = "neutral",
+    limit: float = 1.0,
+    budget: float = 0.05,
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: bool = False,
+    **how: Any,
+) -> Calibration:
+    """Chooses reader, block and alpha for more and for less of a concept.
+
+    Args:
+        model, tokenizer: neither is changed.
+        concept: as in `repe.extract`.
+        readers: that are compared, as in `repe.extract`.
+        blocks: that are compared.
+        alignment, helpfulness, neutral: what is measured on, as in `repe.tradeoff`.
+        limit: of the 95th percentile of a token's divergence from the unsteered model on neutral texts, in nats.
+        budget: of helpfulness that may be lost, by the upper end of the interval.
+        seed: of the split of both tasks into validation and test halves; what shares a group stays together.
+        batch_tokens, progress: as in `repe.measuring.sweep.sweep`.
+        how: for `repe.extract` (`site`) and `repe.steer` (`edit`, `scope`).
+
+    Raises:
+        TypeError: a vector is given, where readers are compared.
+        ValueError: as `repe.extract`, `repe.measuring.sweep.sweep` and `repe.measuring.costs.costs` raise it, or a
+            limit or budget that is not positive.
+
+    Sources: blocks by what writing there does, as Arditi et al. (arXiv 2406.11717) choose theirs; the divergence as the
+    common measure of strength, as Tan et al. (arXiv 2407.12404).
+    """
+    if isinstance(concept, ConceptVector):
+        raise TypeError(
+            "got a vector, and calibration fits one for every reader: give the concept's name, file or pairs, or "
+            "measure the vector with `repe.tradeoff`"
+        )
+    readers = [readers] if isinstance(readers, str) else list(readers)
+    if not readers:
+        raise ValueError("readers: name at least one, such as 'mean'")
+    if not (limit > 0 and budget > 0):
+        raise ValueError(f"limit (nats) and budget (a share) are positive, got {limit} and {budget}")
+    source = concept_of(concept, model)
+    aligned, helpful = items_of(source.name if alignment is None else alignment, model), items_of(helpfulness, model)
+    texts = list(texts_of(neutral, model))[:TEXTS]
+    if not texts:
+        raise ValueError("calibration needs neutral texts, on which the divergence is limited: got none")
+    fitted: dict[str, Any] = {key: how.pop(key) for key in ("site", "stack", "blocks_at") if key in how}
+    vectors = {name: extract(model, tokenizer, source, reader=name, blocks=blocks, **fitted) for name in readers}
+    places: dict[str, Any] = {key: fitted[key] for key in ("stack", "blocks_at") if key in fitted}
+    bench = Bench(model, tokenizer, texts, limit, budget, seed, {**places, **how, "batch_tokens": batch_tokens})
+    parts = halves(aligned, helpful, seed)
+    with tqdm(total=2 * sum(len(v.blocks) for v in vectors.values()), desc="calibrate", disable=not progress) as bar:
+        more, less = (bench.setting(vectors, *parts, sign, bar) for sign in (1, -1))
+    return Calibration(source.name, limit, budget, more, less)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every reader and block is tried out with."""
+
+    model: nn.Module
+    tokenizer: Any
+    texts: Sequence[Text]
+    limit: float
+    budget: float
+    seed: int
+    how: Mapping[str, Any]
+
+    def setting(
+        self, vectors: Mapping[str, ConceptVector], first: Tasks, second: Tasks, sign: int, bar: Any
+    ) -> Setting:
+        """The best of all trials on the first half of the items, tested on the second."""
+        trials = []
+        for reader, vector in vectors.items():
+            for block in vector.blocks:
+                trials.append(self.trial(reader, vector, block, first, sign))
+                bar.update()
+        best = max(trials, key=lambda trial: trial.validation.gain.value)
+        vector = replace(vectors[best.reader], recommended=(best.block,))
+        if not best.alpha:
+            return Setting(sign, vector, best, UNCHANGED, tuple(trials))
+        alphas, gain, loss = self.measured(vector, [best.alpha], second, sign)
+        row = int(np.flatnonzero(alphas)[0])
+        return Setting(sign, vector, best, Outcome(gain.estimates()[row], loss.estimates()[row]), tuple(trials))
+
+    def trial(self, reader: str, vector: ConceptVector, block: int, tasks: Tasks, sign: int) -> Trial:
+        row = vector.row(block)
+        untried = Trial(reader, block, accuracy=float(vector.accuracy[row]))
+        if vector.scale[row] <= 0:
+            return replace(untried, reason="held-out pairs show no distance between the poles there")
+        at_block = replace(vector, recommended=(block,))
+        farthest = self.farthest(at_block, sign)
+        if not farthest:
+            return replace(untried, reason=f"the limit, {self.limit:g} nats, is passed by every alpha above {SMALLEST}")
+        alphas, gains, losses = self.measured(at_block, [step * farthest for step in STEPS], tasks, sign)
+        loss = losses.estimates()
+        usable = affordable(alphas, np.array([estimate.high <= self.budget for estimate in loss]))
+        usable &= [gain.low > 0 for gain in gains.estimates()]
+        if not usable.any():
+            reason = f"no alpha up to {farthest:+.3g} gains anything within the budget"
+            return replace(untried, farthest=farthest, reason=reason)
+        best = int(np.flatnonzero(usable)[gains.mean[usable].argmax()])
+        outcome = Outcome(gains.estimates()[best], loss[best])
+        return replace(untried, farthest=farthest, alpha=float(alphas[best]), validation=outcome)
+
+    def farthest(self, vector: ConceptVector, sign: int) -> float:
+        """The alpha at which the divergence reaches the limit, by bisection, or `FARTHEST` if it never does."""
+        low, high = 0.0, NEAREST
+        while high < FARTHEST and self.divergence(vector, [sign * high])[0] <= self.limit:
+            low, high = high, 2 * high
+        while high - low > PRECISE * high and high > SMALLEST:
+            between = np.linspace(low, high, PER_ROUND + 2)[1:-1]
+            over = self.divergence(vector, (sign * between).tolist()) > self.limit
+            reached = int(over.argmax()) if over.any() else len(between)
+            low, high = [low, *between][reached], [*between, high][reached]
+        return sign * float(low)
+
+    def divergence(self, vector: ConceptVector, alphas: Sequence[float]) -> Array:
+        """(alphas,), the 95th percentile of a token's divergence, in the order of the alphas given."""
+        found = costs(self.model, self.tokenizer, vector, self.texts, [0.0, *alphas], **self.how).kl_p95
+        assert found is not None
+        order = np.sort([0.0, *alphas])
+        return np.array([found[np.searchsorted(order, alpha)] for alpha in alphas])
+
+    def measured(
+        self, vector: ConceptVector, alphas: Sequence[float], tasks: Tasks, sign: int
+    ) -> tuple[Array, Measured, Measured]:
+        """The alphas with 0, the gains of behaviour in the wanted direction, and the losses of helpfulness."""
+        named = dict(zip(("alignment", "helpfulness"), tasks, strict=True))
+        scores = sweep(self.model, self.tokenizer, vector, named, [0.0, *alphas], **self.how)
+        grid = np.sort([0.0, *alphas])
+        behaviour, right = scores["alignment"], scores["helpfulness"]
+        gains = sign * (behaviour.behaviour - behaviour.behaviour[grid == 0])
+        return (
+            grid,
+            Measured(grid, gains, behaviour.groups, self.seed),
+            Measured(grid, right.probability, right.groups, self.seed).loss,
+        )
+
+
+def halves(aligned: Sequence[Item], helpful: Sequence[Item], seed: int) -> tuple[Tasks, Tasks]:
+    """Both tasks in two halves; items that share a group stay together, in both tasks alike."""
+    clusters = [clusters_of([item.group for item in items]) for items in (aligned, helpful)]
+    first = {*first_half({*clusters[0]}, {*clusters[1]}, np.random.default_rng(seed))}
+    sides = [
+        [[item for item, c in zip(items, names, strict=True) if (c in first) == here] for here in (True, False)]
+        for items, names in zip((aligned, helpful), clusters, strict=True)
+    ]
+    if any(len({item.group or id(item) for item in part}) < FEWEST_CLUSTERS for side in sides for part in side):
+        raise ValueError(
+            f"both tasks need items of at least {2 * FEWEST_CLUSTERS} groups: one half chooses, and the other tests"
+        )
+    return (sides[0][0], sides[1][0]), (sides[0][1], sides[1][1])

@@ -1,0 +1,222 @@
+"""The trade-off: a concept, and what it is measured on, to the curve of what a strength gains and costs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from repe.data.catalogue import concept_of, find_task, has
+from repe.data.items import Item, load_items, load_texts
+from repe.measuring.costs import costs
+from repe.measuring.curve import TradeoffCurve
+from repe.measuring.scores import Baseline, Control, Costs, Scores
+from repe.measuring.scoring import log_likelihoods
+from repe.measuring.sweep import BATCH_TOKENS, scores_of, strengths_of, sweeps
+from repe.models.fingerprint import fingerprint
+from repe.models.tokens import Text
+from repe.reading.extract import name_of
+from repe.reading.store import resolve
+from repe.reading.vector import ConceptVector
+from repe.steering.handle import Steering, steer
+
+ALPHAS = tuple(float(a) for a in np.linspace(-4, 4, 33))
+CONTROLS = 20
+
+Task = str | os.PathLike[str] | Sequence[Item]
+
+
+def tradeoff(
+    model: nn.Module,
+    tokenizer: Any,
+    concept: str | ConceptVector,
+    alphas: Sequence[float] | Tensor = ALPHAS,
+    *,
+    alignment: Task | None = None,
+    helpfulness: Task | Scores = "skills",
+    neutral: str | os.PathLike[str] | Sequence[Text] | None = "neutral",
+    controls: int | None = None,
+    baseline: Mapping[str, str] | bool = True,
+    batch_tokens: int = BATCH_TOKENS,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+    **how: Any,
+) -> TradeoffCurve:
+    """Measures what steering along a concept gains in behaviour and costs in helpfulness, over the strength.
+
+    Args:
+        model, tokenizer: neither is changed.
+        concept: a name or a vector, as in `repe.steer`.
+        alphas: the strengths; sorted, each once, and 0 is added.
+        alignment: the behaviour items, whose answer is the aligned option: a task's name, the path of a file, or items;
+            the concept's own by default.
+        helpfulness: the same for items with one right option; or what was measured of them elsewhere, at these alphas.
+        neutral: texts on which divergence and cross-entropy are measured; None for none.
+        controls: random directions of the same norm, by seed from 0 on; 20 by default, for an edit that has a length,
+            along a vector, and with helpfulness measured here. Others have no such control.
+        baseline: system prompts by name, to compare with; True for those of the concept, where it has them and all
+            items are chats.
+        batch_tokens, resume, progress: as in `repe.measuring.sweep.sweep`.
+        how: for `repe.steer`, such as `blocks`, `edit` and `scope`: where scope="answer" edits from the last prompt
+            token on, and the default everywhere.
+
+    Returns:
+        The curve: `.fits`, `.best()`, `.plot()`, `.save(path)`.
+
+    Raises:
+        ValueError: a task is not known or malformed; or what `repe.steer` and `repe.measuring.sweep.sweep` raise.
+
+    Sources: Wolf et al. (arXiv 2401.16332); the control, and a strength chosen on one half of the items and reported on
+    the other, as in AxBench (Wu et al., arXiv 2501.17148).
+    """
+    vector = resolve(model, concept, tokenizer, blocks_at=how.get("blocks_at")) if isinstance(concept, str) else concept
+    strengths = strengths_of([0.0, *strengths_of(alphas).tolist()])
+    tasks = {"alignment": items_of(vector.concept if alignment is None else alignment, model)}
+    if not isinstance(helpfulness, Scores):
+        tasks["helpfulness"] = items_of(helpfulness, model)
+    elif len(helpfulness.log_likelihoods) != len(strengths):
+        raise ValueError(
+            f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are "
+            f"{strengths.tolist()}, 0 among them"
+        )
+    texts, prompts = texts_of(neutral, model), _prompts(baseline, vector.concept, model, tasks)
+    with steer(model, vector, 0.0, tokenizer=tokenizer, **how) as handle, warnings.catch_warnings(action="ignore"):
+        handle.remove()  # it was put on to be asked where and how it edits
+    others = _others(vector, handle, controls, tasks)
+    settings = {"batch_tokens": batch_tokens, "progress": progress, **how}
+    spent = costs(model, tokenizer, vector, texts, strengths, **settings) if texts else Costs()
+    rows = sweeps(model, tokenizer, vector, others, tasks, strengths, resume=resume, **settings)
+    measured = rows[0] if not isinstance(helpfulness, Scores) else {**rows[0], "helpfulness": helpfulness}
+    return TradeoffCurve(
+        concept=vector.concept,
+        alphas=strengths.numpy(),
+        alignment=_named(measured["alignment"], alignment, vector.concept),
+        helpfulness=_named(measured["helpfulness"], helpfulness, "helpfulness"),
+        costs=spent,
+        control=_control(rows[1:]),
+        baseline=_baseline(model, tokenizer, prompts, tasks),
+        provenance=_provenance(model, vector, handle, prompts, len(others)),
+    )
+
+
+def items_of(task: Task, model: nn.Module) -> Sequence[Item]:
+    """The items of a task, from its name, the path of its file, or as they are."""
+    return load_items(find_task(task, model)) if isinstance(task, str | os.PathLike) else task
+
+
+def texts_of(neutral: Any, model: nn.Module) -> Sequence[Text]:
+    """Texts, from the name of a task, the path of a file, or as they are; none for None."""
+    if neutral is None:
+        return ()
+    return load_texts(find_task(neutral, model)) if isinstance(neutral, str | os.PathLike) else neutral
+
+
+def _named(scores: Scores, task: Any, otherwise: str) -> Scores:
+    return replace(scores, name=Path(task).stem if isinstance(task, str | os.PathLike) else otherwise)
+
+
+# the control: random directions in the concept's place
+
+
+def _others(
+    vector: ConceptVector, handle: Steering, controls: int | None, tasks: Mapping[str, Sequence[Item]]
+) -> list[ConceptVector]:
+    """Random vectors of the concept's lengths.
+
+    Raises:
+        ValueError: there cannot be any, and some were asked for.
+    """
+    why_not = ""
+    if not handle.plan.has_length:
+        why_not = f"the edit {handle.plan.edit!r} has no length that a random direction could share"
+    elif "helpfulness" not in tasks:
+        why_not = "`helpfulness` was measured elsewhere, where they were not steered along"
+    if controls is not None and (controls < 0 or (controls and why_not)):
+        raise ValueError(f"controls={controls}: {why_not or 'a number of random directions, 0 or more'}")
+    count = CONTROLS if controls is None else controls
+    drawn = [] if why_not else [ConceptVector.random(vector, seed) for seed in range(count)]
+    return [replace(random, sigma=vector.sigma, norm=vector.norm) for random in drawn]
+
+
+def _control(rows: Sequence[Mapping[str, Scores]]) -> Control | None:
+    if not rows:
+        return None
+    means = [
+        (
+            row["alignment"].behaviour.mean(1),
+            row["alignment"].difference.mean(1),
+            row["helpfulness"].probability.mean(1),
+        )
+        for row in rows
+    ]
+    return Control(np.arange(len(rows)), *(np.stack(column) for column in zip(*means, strict=True)))
+
+
+# the baseline: to ask for the concept outright
+
+
+def _prompts(
+    baseline: Mapping[str, str] | bool, concept: str, model: nn.Module, tasks: Mapping[str, Sequence[Item]]
+) -> Mapping[str, str]:
+    """System prompts by name; none where nothing could be asked with them.
+
+    Raises:
+        ValueError: they were given, and cannot be used.
+    """
+    if not isinstance(baseline, bool | Mapping):
+        raise ValueError(
+            f"baseline is system prompts by name, such as {{'honest': '...'}}, or a bool; got {baseline!r:.80}"
+        )
+    are_chats = not any(isinstance(item.prompt, str) for items in tasks.values() for item in items)
+    usable = are_chats and len(tasks) == 2
+    if isinstance(baseline, Mapping):
+        if baseline and not usable:
+            raise ValueError("baseline: system prompts need chats, and helpfulness that is measured here: pass False")
+        return baseline
+    return concept_of(concept, model).prompts if baseline and usable and has(concept, model) else {}
+
+
+def _baseline(
+    model: nn.Module, tokenizer: Any, prompts: Mapping[str, str], tasks: Mapping[str, Sequence[Item]]
+) -> Baseline | None:
+    """The unsteered model's scores under each system prompt."""
+    if not prompts:
+        return None
+    rows = {
+        name: [log_likelihoods(model, tokenizer, [_asked(i, prompt) for i in items]) for prompt in prompts.values()]
+        for name, items in tasks.items()
+    }
+    scores = {name: scores_of(name, tasks[name], rows[name]) for name in tasks}
+    return Baseline(tuple(prompts), scores["alignment"], scores["helpfulness"])
+
+
+def _asked(item: Item, prompt: str) -> Item:
+    """The item behind a system prompt, before what its own system message says."""
+    chat = [dict(message) for message in item.prompt if not isinstance(message, str)]
+    own = chat.pop(0)["content"] if chat[0]["role"] == "system" else ""
+    return replace(item, prompt=({"role": "system", "content": f"{prompt} {own}".strip()}, *chat))
+
+
+def _provenance(
+    model: nn.Module, vector: ConceptVector, handle: Steering, prompts: Mapping[str, str], controls: int
+) -> dict[str, Any]:
+    return {
+        "model": name_of(model),
+        "fingerprint": fingerprint(model),
+        "vector": {key: vector.provenance.get(key) for key in ("reader", "pairs", "held_out_pairs", "pairs_digest")},
+        "edit": handle.plan.edit,
+        "unit": handle.plan.unit,
+        "site": handle.site,
+        "blocks": list(handle.blocks),
+        "scope": repr(handle.scope),
+        "baseline": dict(prompts),
+        "controls": controls,
+        "date": datetime.now(UTC).date().isoformat(),
+    }

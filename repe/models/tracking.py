@@ -1,0 +1,236 @@
+"""Tracking calls: which forward is under way in a stack, in every thread, and inside which call of `generate`.
+
+One tracker watches a stack while anything is attached to it: two hooks on the stack's module, and a shim on `generate`.
+There is no registry of ours: what a model carries is found by looking at its hooks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import nn
+
+from repe.models.blocks import Stack
+from repe.models.call import Forward, Generation, forward_of, generation_of
+from repe.models.hooks import Hook, mark, unmark
+
+
+class User(Protocol):
+    """Who wants to know of the calls."""
+
+    @property
+    def stamp(self) -> Any:
+        """What is another whenever it would edit otherwise."""
+
+    def starting(self, forward: Forward) -> None:
+        """A forward begins."""
+
+    def cached(self, forward: Forward, cache: Any) -> None:
+        """A forward left its keys and values in a cache."""
+
+    def generated(self) -> None:
+        """A call of `generate` ended."""
+
+
+class CallTracker:
+    """Knows the forward that is under way in a stack, for every thread, and who wants to know of it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names = tuple(inspect.signature(module.forward).parameters)
+        self.users: list[User] = []
+        self.generations: dict[int, Generation] = {}
+        self.forwards: dict[int, Forward] = {}
+        self.told: dict[int, Forward] = {}
+        self.compiled_generation: Generation | None = None
+        self.compiled_forward: Forward | None = None
+        self.cached_under: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
+        self.undo: list[Callable[[], None]] = []
+        self.latest = 0
+
+    def issue(self) -> int:
+        """A number that no handle had before."""
+        self.latest += 1
+        return self.latest
+
+    def version_in(self, cache: Any, serial: int) -> int | None:
+        """Under which version of a handle a cache came to hold what it holds, if it did."""
+        return self.cached_under.get(cache, {}).get(serial) if _can_be_watched(cache) else None
+
+    def note_cached(self, cache: Any, serial: int, version: int) -> None:
+        if _can_be_watched(cache):
+            self.cached_under.setdefault(cache, {}).setdefault(serial, version)
+
+    @property
+    def forward(self) -> Forward | None:
+        """The forward under way in this thread."""
+        if torch.compiler.is_compiling():
+            return self.compiled_forward
+        return self.forwards.get(threading.get_ident())
+
+    def begin(self, inputs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            self.compiled_forward = forward_of(inputs, self.compiled_generation)
+            return
+        thread = threading.get_ident()
+        forward = self.told.get(thread) or forward_of(inputs, self.generations.get(thread))
+        forward.latest = self.latest
+        self.forwards[thread] = self.compiled_forward = forward
+        for user in self.users:
+            user.starting(forward)
+
+    def end(self, output: Any) -> None:
+        self.compiled_forward = None
+        if torch.compiler.is_compiling():
+            return
+        forward = self.forwards.pop(threading.get_ident(), None)
+        cache = getattr(output, "past_key_values", None)
+        if forward is not None and cache is not None:
+            for user in self.users:
+                user.cached(forward, cache)
+
+    def remove(self) -> None:
+        for step in self.undo:
+            step()
+
+    def stamps(self) -> list[Any]:
+        """What tells whether the same handles edit as they did."""
+        return [user.stamp for user in self.users]
+
+    @contextmanager
+    def telling(self, forward: Forward) -> Iterator[None]:
+        """What the next forward in this thread holds, whose arguments would not tell."""
+        thread = threading.get_ident()
+        self.told[thread] = forward
+        try:
+            yield
+        finally:
+            del self.told[thread]
+
+    @contextmanager
+    def replaying(self, forward: Forward) -> Iterator[None]:
+        """A part of an earlier forward is run again, for its gradient, in this thread."""
+        thread = threading.get_ident()
+        self.forwards[thread] = forward
+        try:
+            yield
+        finally:
+            del self.forwards[thread]
+
+    @contextmanager
+    def generating(self, generation: Generation) -> Iterator[None]:
+        """The generation under way in this thread; they nest, as when a model drafts for itself."""
+        thread = threading.get_ident()
+        outer = self.generations.get(thread)
+        self.generations[thread] = self.compiled_generation = generation
+        try:
+            yield
+        finally:
+            self.compiled_generation = outer
+            self.forwards.pop(thread, None)
+            self.generations.pop(thread)
+            if outer is not None:
+                self.generations[thread] = outer
+
+
+def _can_be_watched(cache: Any) -> bool:
+    """Whether a cache can be referred to without being kept alive, as tuples cannot."""
+    try:
+        ref(cache)
+    except TypeError:
+        return False
+    return type(cache).__hash__ is not None
+
+
+def is_running(module: nn.Module) -> bool:
+    """Whether this thread is inside of a call of the module. It looks at every frame: not for the hot path."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_argcount and frame.f_locals.get(frame.f_code.co_varnames[0]) is module:
+            return True
+        frame = frame.f_back
+    return False
+
+
+class Before(Hook):
+    """Stands before a stack's forward."""
+
+    def __init__(self, tracker: CallTracker) -> None:
+        self.tracker = tracker
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.tracker.begin({**dict(zip(self.tracker.names, args, strict=False)), **kwargs})
+
+
+class After(Hook):
+    """Stands behind a stack's forward."""
+
+    def __init__(self, tracker: CallTracker) -> None:
+        self.tracker = tracker
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.tracker.end(output)
+
+
+class GenerateShim:
+    """Stands in for `generate` on the instance, to learn where the prompt ends; everything is passed on as it came."""
+
+    def __init__(self, model: Any, tracker: CallTracker) -> None:
+        self.model, self.tracker = model, tracker
+        self.replaced = model.__dict__.get("generate")
+        self.generate = model.generate
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        users = tuple(self.tracker.users)
+        with self.tracker.generating(generation_of(self.model, args, kwargs)):
+            output = self.generate(*args, **kwargs)
+        for user in users:
+            user.generated()
+        return output
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.model, "generate")
+
+    def remove(self) -> None:
+        if self.replaced is None:
+            del self.model.generate
+        else:
+            self.model.generate = self.replaced
+
+
+def new_tracker(model: nn.Module, stack: Stack, watch_generate: bool) -> CallTracker:
+    module, tracker = stack.module, CallTracker(stack.module)
+    generator = _generator(model, stack) if watch_generate else None
+    before = module.register_forward_pre_hook(Before(tracker), with_kwargs=True)
+    after = module.register_forward_hook(After(tracker), always_call=True)
+    tracker.undo = [before.remove, after.remove, partial(unmark, module)]
+    mark(module)
+    if generator is not None:
+        generator.generate = shim = GenerateShim(generator, tracker)
+        tracker.undo.append(shim.remove)
+    return tracker
+
+
+def tracker_of(module: nn.Module) -> CallTracker | None:
+    """The tracker that watches this module, if any does."""
+    return next((hook.tracker for hook in module._forward_pre_hooks.values() if isinstance(hook, Before)), None)
+
+
+def trackers_of(model: nn.Module) -> list[CallTracker]:
+    """Every tracker inside a model."""
+    return [tracker for module in model.modules() if (tracker := tracker_of(module)) is not None]
+
+
+def _generator(model: nn.Module, stack: Stack) -> Any:
+    """The innermost module around the stack whose `generate` runs it."""
+    parts = stack.name.split(".") if stack.name else []
+    around = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts) + 1)]
+    return next((m for m in reversed(around) if callable(getattr(type(m), "generate", None))), None)

@@ -1,0 +1,400 @@
+"""Capture: texts to the activations at chosen blocks and tokens.
+
+Activations are read by hooks of our own, put on last, so that what is read at a block is what leaves it, with edits.
+Only what was asked for is kept, reduced as soon as it is seen. What texts begin with alike is computed once, where the
+model allows it, and nothing is computed behind the last block that is wanted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from repe.models.blocks import device_of, find_stack, hidden_of, is_encoder_decoder
+from repe.models.hooks import Hook, put
+from repe.models.tokens import Text, encode, pad
+from repe.reading.trees import (
+    Tree,
+    attached,
+    disagreement,
+    dtype_of,
+    inputs,
+    is_compiled,
+    limit_for,
+    obstacle,
+    pays,
+    plant,
+    turning_point,
+    witnesses,
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+Keep = Callable[[Tensor], Tensor]
+"""From a block's output (rows, tokens, d_model) to what is kept of it, a copy, with the rows first."""
+
+
+@overload
+def capture(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    *,
+    tokens: Literal["all"],
+    blocks: Any = ...,
+    site: str = ...,
+    stack: str = ...,
+    blocks_at: str | None = ...,
+    batch_size: int = ...,
+    packed: bool | None = ...,
+    progress: bool = ...,
+) -> list[Tensor]: ...
+@overload
+def capture(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    *,
+    blocks: Any = ...,
+    tokens: Literal["last", "mean"] = ...,
+    site: str = ...,
+    stack: str = ...,
+    blocks_at: str | None = ...,
+    batch_size: int = ...,
+    packed: bool | None = ...,
+    progress: bool = ...,
+) -> Tensor: ...
+def capture(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    *,
+    blocks: Any = "all",
+    tokens: str = "last",
+    site: str = "block",
+    stack: str = "decoder",
+    blocks_at: str | None = None,
+    batch_size: int = 32,
+    packed: bool | None = None,
+    progress: bool = False,
+) -> Tensor | list[Tensor]:
+    """The activations of texts, in float32 on the CPU.
+
+    Args:
+        model, tokenizer: neither is changed.
+        texts: texts or chats; a chat is rendered by the tokenizer's template.
+        blocks: "all", a number, or several; negatives count from the end. They come back in ascending order, each
+            once, whatever the order they were named in.
+        tokens: "last" (that is not padding), "mean" over all but the first, which is an attention sink, or "all".
+        site: "block" (the residual stream), "attention", "mlp" or "embedding".
+        stack: "decoder" or "encoder". An encoder-decoder's decoder is read where it starts to answer the text.
+        blocks_at: the dotted path of the list of blocks, where it cannot be found.
+        batch_size: texts a forward pass; they are sorted by length first.
+        packed: compute what texts begin with alike once, in trees of prefixes: None where that is exact and pays, True
+            or an error that says why it cannot be, False never. The logger "repe.reading.capture" tells at level
+            INFO which way was taken, and why.
+        progress: show a progress bar.
+
+    Returns:
+        (texts, blocks, d_model), or with tokens="all" one (tokens, blocks, d_model) a text, in the order of the texts.
+
+    Raises:
+        ValueError: no texts, a text of no tokens or of more than the model has positions, an unknown choice, a model
+            that is not understood, or packed=True where trees cannot be run.
+        IndexError: a block that does not exist.
+        RuntimeError: packed=True, and what came of the trees is not what comes of the texts alone.
+
+    Warns:
+        UserWarning: packed=None, and what came of the trees was wrong. It was discarded, and padded rows were run.
+    """
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"expected a list of at least one text, got {texts!r}")
+    if tokens not in KEEPERS:
+        raise ValueError(f"tokens={tokens!r} is not known: use one of {[*KEEPERS]}")
+    found = find_stack(model, stack, blocks_at)
+    modules = [found.site(site, b) for b in found.indices(blocks)]
+    rows = [encode(tokenizer, text) for text in texts]
+    _check_length(found.module, max(map(len, rows)))
+    answers = stack == "decoder" and is_encoder_decoder(model)
+    run = Run(
+        model if answers else found.module, modules, tokens, rows, batch_size, progress,
+        begin=_start_token(model) if answers else None, stops=not answers and _may_stop(found.module, modules),
+    )  # fmt: skip
+    trees, why_not = _planted(run, found.d_model, packed)
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        kept = _from_trees(run, trees, must=bool(packed)) if trees else {}
+        if not kept:
+            log.info("%d texts in padded rows: %s", len(rows), why_not or "what came of trees was wrong")
+            kept = dict(run.watched(_padded(run, range(len(rows)))))
+        result = [kept[text] for text in range(len(rows))]
+        return result if tokens == "all" else torch.stack(result)
+
+
+def _check_length(module: nn.Module, longest: int) -> None:
+    """Raises ValueError for a text that has more tokens than there are learned positions."""
+    tables = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Embedding)]
+    rooms = [
+        part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)  # as RoBERTa counts
+        for name, part in tables
+        if any(word in name.rpartition(".")[2] for word in ("position", "wpe"))
+    ]
+    configured = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    if rooms and longest > (room := min([*rooms, configured or rooms[0]])):
+        raise ValueError(
+            f"a text of {longest} tokens is longer than the {room} that {type(module).__name__} has positions for: "
+            "shorten it, or split it"
+        )
+
+
+# what one forward holds
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward holds. The tokens of `texts[k]`, in order, are `slots[k]` of row `rows[k]` of its inputs."""
+
+    texts: Sequence[int]
+    inputs: dict[str, Any]
+    rows: Sequence[int]
+    slots: Sequence[Tensor]
+
+
+def _padded(run: Run, texts: Iterable[int]) -> Iterator[Batch]:
+    """Every text in a row of its own, the short ones first."""
+    for chosen in _together(sorted(texts, key=lambda text: len(run.rows[text])), run):
+        batch = pad([run.rows[text] for text in chosen], device=run.device)
+        slots = [torch.arange(len(run.rows[text])) for text in chosen]
+        if run.begin is not None:
+            batch["decoder_input_ids"] = batch["input_ids"].new_full((len(chosen), 1), run.begin)
+            slots = [torch.arange(1)] * len(chosen)
+        yield Batch(chosen, batch, range(len(chosen)), slots)
+
+
+def _together(order: Sequence[int], run: Run) -> Iterator[list[int]]:
+    """Texts for one forward each; those that the longest of a batch would rotate otherwise stay alone."""
+    turn = turning_point(getattr(run.called, "config", None)) or run.longest
+
+    def kind(text: int) -> int:
+        return max(turn, len(run.rows[text]))
+
+    for _, alike in groupby(order, kind):
+        chosen = list(alike)
+        yield from (chosen[start : start + run.batch_size] for start in range(0, len(chosen), run.batch_size))
+
+
+def _packed(run: Run, trees: Sequence[Tree]) -> Iterator[Batch]:
+    """Every tree in a row of its own, so many at once that there are no more scores than in padded rows."""
+    at_once = max(1, run.batch_size * run.longest**2 // max(map(len, trees)) ** 2)
+    for start in range(0, len(trees), at_once):
+        chosen = trees[start : start + at_once]
+        yield Batch(
+            [text for tree in chosen for text in tree.texts],
+            inputs(chosen, dtype_of(run.called), run.device, run.called.config),
+            [row for row, tree in enumerate(chosen) for _ in tree.texts],
+            [path for tree in chosen for path in tree.paths],
+        )
+
+
+def _planted(run: Run, d_model: int, packed: bool | None) -> tuple[list[Tree], str]:
+    """The trees to run, or none and why."""
+    if packed is False:
+        return [], "packed=False"
+    why_not = "texts go into its encoder, which is not causal" if run.begin is not None else obstacle(run.called)
+    if why_not and packed:
+        raise ValueError(f"packed=True, but {type(run.called).__name__} cannot be run on trees: {why_not}")
+    if why_not:
+        return [], why_not
+    trees = plant(run.rows, min(limit_for(d_model), run.batch_size * run.longest))
+    return (trees, "") if packed or pays(trees, run.rows, d_model) else ([], "they share too few of their tokens")
+
+
+def _from_trees(run: Run, trees: Sequence[Tree], must: bool) -> dict[int, Tensor]:
+    """What is kept of every text; nothing, with a warning, or an error if it must be, where trees come out wrong."""
+    log.info("%d texts as %d nodes in %d trees", len(run.rows), sum(map(len, trees)), len(trees))
+    alone = dict(run.over(_padded(run, witnesses(trees))))
+    try:
+        return _checked(run.watched(_packed(run, trees)), alone, dtype_of(run.called))
+    except Exception as error:
+        wrong = (
+            f"{type(run.called).__name__} does not give texts in trees of shared prefixes what it gives them alone "
+            f"({type(error).__name__}: {error})"
+        )
+        if must:
+            raise RuntimeError(f"packed=True: {wrong}. Use packed=False") from error
+        warnings.warn(f"{wrong}. They are run in padded rows instead; packed=False does so at once", stacklevel=3)
+        return {}
+
+
+def _checked(results: Iterable[tuple[int, Tensor]], alone: dict[int, Tensor], dtype: torch.dtype) -> dict[int, Tensor]:
+    """All results. Raises RuntimeError at the first that is not what came of its text alone."""
+    kept: dict[int, Tensor] = {}
+    for text, activation in results:
+        kept[text] = activation
+        if text in alone and (wrong := disagreement(_at_end(activation), _at_end(alone[text]), dtype)):
+            raise RuntimeError(wrong)
+    return kept
+
+
+def _at_end(activation: Tensor) -> Tensor:
+    """(blocks, d_model) of one that may be of all tokens."""
+    return activation[-1] if activation.ndim == 3 else activation
+
+
+# what is kept of it
+
+
+def _last(batch: Batch) -> Keep:
+    rows, slots = torch.tensor(batch.rows), torch.stack([slots[-1] for slots in batch.slots])
+    return lambda hidden: hidden[rows.to(hidden.device), slots.to(hidden.device)]
+
+
+def _mean(batch: Batch) -> Keep:
+    counted = [slots[1:] if len(slots) > 1 else slots for slots in batch.slots]
+    lengths = torch.tensor([len(slots) for slots in counted])
+    texts = torch.arange(len(counted)).repeat_interleave(lengths)
+    where = torch.tensor(batch.rows)[texts], torch.cat(counted)
+
+    def keep(hidden: Tensor) -> Tensor:
+        rows, slots = (index.to(hidden.device) for index in where)
+        sums = hidden.new_zeros(len(counted), hidden.shape[-1], dtype=torch.float32)
+        sums.index_add_(0, texts.to(hidden.device), hidden[rows, slots].float())
+        return sums / lengths.to(hidden.device)[:, None]
+
+    return keep
+
+
+def _all(batch: Batch) -> Keep:
+    return lambda hidden: hidden.to("cpu", copy=True)
+
+
+KEEPERS: dict[str, Callable[[Batch], Keep]] = {"last": _last, "mean": _mean, "all": _all}
+
+
+def _gathered(records: Sequence[Tensor]) -> Tensor:
+    """The records as (rows, ..., blocks, d_model) in float32 on the CPU, with one copy from every device."""
+    devices = {record.device for record in records}
+    copies = {device: iter(torch.stack([r for r in records if r.device == device]).cpu()) for device in devices}
+    return torch.stack([next(copies[record.device]).float() for record in records], dim=-2)
+
+
+# running
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is run on which texts, and what is read of it.
+
+    `stops` says whether a forward may end where all has been read; `begin` is what a decoder begins to answer with.
+    """
+
+    called: nn.Module
+    modules: Sequence[nn.Module]
+    tokens: str
+    rows: Sequence[list[int]]
+    batch_size: int
+    progress: bool
+    begin: int | None
+    stops: bool
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.called)
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.rows))
+
+    def over(self, batches: Iterable[Batch]) -> Iterator[tuple[int, Tensor]]:
+        """Every text of the batches, and what is kept of it: (blocks, d_model), or (tokens, blocks, d_model)."""
+        config = getattr(self.called, "config", None)
+        without_cache = {"use_cache": False} if hasattr(config, "use_cache") or self.begin is not None else {}
+        for batch in batches:
+            with recording(self.modules, KEEPERS[self.tokens](batch), self.stops) as records:
+                self.called(**batch.inputs, **without_cache)
+            gathered: Any = _gathered(records)
+            if self.tokens == "all":
+                gathered = [gathered[row, slots] for row, slots in zip(batch.rows, batch.slots, strict=True)]
+            yield from zip(batch.texts, gathered, strict=True)
+
+    def watched(self, batches: Iterable[Batch]) -> Iterable[tuple[int, Tensor]]:
+        return tqdm(self.over(batches), "capture", len(self.rows), unit="text", disable=not self.progress)
+
+
+def _start_token(model: nn.Module) -> int:
+    starts = (getattr(getattr(m, "config", None), "decoder_start_token_id", None) for m in model.modules())
+    return next((start for start in starts if start is not None), 0)
+
+
+def _may_stop(module: nn.Module, wanted: Sequence[nn.Module]) -> bool:
+    """Whether a forward may be broken off: nothing is compiled, and nothing around waits for the end."""
+    parts = list(module.modules())
+    around = [part for part in parts if not {*part.modules()}.difference({part}).isdisjoint(wanted)]
+    return not any(map(is_compiled, parts)) and not any(map(_waits, around))
+
+
+def _waits(module: nn.Module) -> bool:
+    """Whether somebody else wants to see a module's forward end, as `accelerate` and FSDP do."""
+    forward = vars(module).get("forward")
+    is_patched = forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+    return is_patched or any(not isinstance(hook, Hook) for hook in attached(module))
+
+
+class EnoughError(Exception):
+    """All that is wanted of a forward has been recorded."""
+
+
+class RecordHook(Hook):
+    """Keeps what is wanted of the latest output of a module, as a copy: some models go on computing in place on it.
+
+    `missing` are the places that nothing was recorded for; where it is given, the last to be filled ends the forward.
+    What another thread runs meanwhile is left alone.
+    """
+
+    def __init__(self, records: list[Tensor], place: int, keep: Keep, missing: set[int] | None) -> None:
+        self.records, self.place, self.keep, self.missing = records, place, keep, missing
+        self.thread = threading.get_ident()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling() and threading.get_ident() != self.thread:
+            return
+        self.records[self.place] = self.keep(hidden_of(output).detach())
+        if self.missing is not None:
+            self.missing.discard(self.place)
+            if not self.missing:
+                raise EnoughError
+
+
+@contextmanager
+def recording(modules: Sequence[nn.Module], keep: Keep, stop: bool = False) -> Iterator[list[Tensor]]:
+    """A list that holds what is kept of the latest output of each module, while the context lasts.
+
+    With `stop`, the context ends as soon as every module has put out something.
+    """
+    records = [torch.empty(0)] * len(modules)
+    missing = {*range(len(modules))} if stop else None
+    with suppress(EnoughError), ExitStack() as hooks:
+        for place, module in enumerate(modules):
+            hooks.callback(put(module, RecordHook(records, place, keep, missing)))
+        yield records
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,185 @@
+"""Reading: how much of a concept every token of a text carries, at every block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from repe import display as showing
+from repe.models.blocks import find_stack, is_encoder_decoder
+from repe.models.tokens import Text, encode, strings
+from repe.reading.capture import capture
+from repe.reading.vector import ConceptVector
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The scores of one text.
+
+    Attributes:
+        concept: what was read.
+        tokens: the text's tokens, as strings.
+        blocks: the block numbers of the columns of `scores`.
+        scores: (tokens, blocks): the poles of the concept stand at -1 and +1. NaN at a block whose poles have no
+            distance.
+        recommended: the blocks the vector reads best at, of those that were read; all of these if it is none of them.
+    """
+
+    concept: str
+    tokens: tuple[str, ...]
+    blocks: tuple[int, ...]
+    scores: Tensor
+    recommended: tuple[int, ...]
+
+    @property
+    def best(self) -> Tensor:
+        """(tokens,), the scores at the recommended blocks, averaged."""
+        return self.scores[:, [self.blocks.index(b) for b in self.recommended]].mean(1)
+
+    def at(self, block: int | None = None) -> Tensor:
+        """(tokens,), the scores at one block; `best` without one. Raises IndexError if the block was not read."""
+        if block is None:
+            return self.best
+        if block not in self.blocks:
+            raise IndexError(f"block {block} was not read: there are scores at {list(self.blocks)}")
+        return self.scores[:, self.blocks.index(block)]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the scan, tokens by blocks, on matplotlib axes, and returns them.
+
+        The scores of one block, token by token, are drawn by `repe.plot.tokens`.
+        """
+        from repe.plot import scan
+
+        return scan(self, ax)
+
+    def text(self, block: int | None = None, *, color: bool = True) -> str:
+        """The text with every token on the colour of its score, for terminals: see `repe.display.colored`."""
+        return showing.colored(self, block=block, color=color)
+
+    def html(self, block: int | None = None) -> str:
+        """The same for notebooks, which show it of themselves for the recommended blocks."""
+        return showing.of_reading(self, block)
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def __repr__(self) -> str:
+        size = f"{len(self.tokens)} tokens x {len(self.blocks)} blocks"
+        return f"Reading({self.concept!r}, {size}; last token {self.best[-1]:+.2f})"
+
+
+@overload
+def read(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: str | Sequence[Mapping[str, str]],
+    vector: ConceptVector,
+    *,
+    blocks: Any = ...,
+    blocks_at: str | None = ...,
+    batch_size: int = ...,
+    progress: bool = ...,
+) -> Reading: ...
+@overload
+def read(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    vector: ConceptVector,
+    *,
+    blocks: Any = ...,
+    blocks_at: str | None = ...,
+    batch_size: int = ...,
+    progress: bool = ...,
+) -> list[Reading]: ...
+def read(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Any,
+    vector: ConceptVector,
+    *,
+    blocks: Any = "all",
+    blocks_at: str | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Any:
+    """Scores every token of a text at every block of a vector, as in a scan of Zou et al. (arXiv 2310.01405).
+
+    Args:
+        model, tokenizer: neither is changed.
+        texts: a text or a chat, or a list of them.
+        vector: what to read; its site and stack say where.
+        blocks: "all" those of the vector, a number, or several; negatives count from the model's end.
+        blocks_at, batch_size, progress: as in `repe.capture`.
+
+    Returns:
+        A `Reading`, or a list of them for a list of texts. Scores are `(read . x - midpoint) / scale`.
+
+    Raises:
+        ValueError: the vector was made for a model of another shape, or for the decoder of an encoder-decoder, which
+            does not see the text's tokens; or a text has no tokens.
+        IndexError: the vector does not hold a block.
+    """
+    if not isinstance(vector, ConceptVector):
+        raise TypeError(f"expected a ConceptVector, as `repe.extract` returns it, and got {type(vector).__name__}")
+    if vector.stack == "decoder" and is_encoder_decoder(model):
+        raise ValueError(
+            "the decoder of an encoder-decoder does not see the tokens of a text, so it has no scores for them: "
+            'extract the vector with stack="encoder" to read texts'
+        )
+    is_one = _is_one(texts)
+    texts_read = [texts] if is_one else texts
+    numbers = _numbers(model, vector, blocks, blocks_at)
+    activations = capture(
+        model, tokenizer, texts_read, blocks=list(numbers), tokens="all", site=vector.site, stack=vector.stack,
+        blocks_at=blocks_at, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    rows = torch.tensor([vector.row(block) for block in numbers])
+    recommended = tuple(b for b in vector.recommended if b in numbers) or numbers
+    readings = [
+        Reading(
+            vector.concept, strings(tokenizer, encode(tokenizer, text)), numbers, score(x, vector, rows), recommended
+        )
+        for text, x in zip(texts_read, activations, strict=True)
+    ]
+    return readings[0] if is_one else readings
+
+
+def score(x: Tensor, vector: ConceptVector, rows: Tensor | slice = slice(None)) -> Tensor:
+    """`(read . x - midpoint) / scale` of activations (..., blocks, d_model), as (..., blocks).
+
+    NaN where the scale is 0: poles that have no distance give no unit to measure in.
+
+    Raises:
+        ValueError: the activations are of another width than the vector.
+    """
+    if x.shape[-1] != vector.d_model:
+        raise ValueError(
+            f"the vector has d_model {vector.d_model} and the activations {x.shape[-1]}: extract it from this model"
+        )
+    projection = (x.float() * vector.read[rows]).sum(-1)
+    scale = vector.scale[rows]
+    return (projection - vector.midpoint[rows]) / torch.where(scale == 0, torch.nan, scale)
+
+
+def _numbers(model: nn.Module, vector: ConceptVector, blocks: Any, blocks_at: str | None) -> tuple[int, ...]:
+    """The block numbers to read at, ascending as `capture` gives them."""
+    stack = find_stack(model, vector.stack, blocks_at)
+    if vector.d_model != stack.d_model or max(vector.blocks) >= stack.n_blocks:
+        raise ValueError(
+            f"the vector has d_model {vector.d_model} and block {max(vector.blocks)}, and the model d_model "
+            f"{stack.d_model} and {stack.n_blocks} blocks: extract it from this model"
+        )
+    if isinstance(blocks, str) and blocks == "all":
+        return tuple(sorted(vector.blocks))
+    return stack.indices(blocks)
+
+
+def _is_one(texts: Any) -> bool:
+    """Whether this is one text or one chat, and not a list of them."""
+    return isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], Mapping))

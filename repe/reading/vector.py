@@ -1,0 +1,329 @@
+"""The concept vector: for every block, the direction a concept is written along and the one it is read along.
+
+Fitting happens elsewhere; what is here is frozen. Arithmetic and `to`-like operations return new vectors, and files are
+safetensors with a JSON header, never pickles. The file knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from repe import display as showing
+
+PER_DIRECTION = ("write", "read", "center")
+PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
+TENSORS = PER_DIRECTION + PER_BLOCK
+MAY_BE_UNKNOWN = ("sigma", "accuracy", "separation")
+ROUNDING = 1e-6  # relative: what is left of a float32 direction once it has been taken away from itself
+NORMALISED = 1e-3  # how far `|write|` and `read . write` may be from 1
+IDENTITY = ("model", "fingerprint")  # what provenance says of the model, whatever is made of the vector
+FORMAT = "repe.vector/1"
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptVector:
+    """A concept's directions at `blocks`, in float32 on the CPU.
+
+    Attributes:
+        concept: its name.
+        blocks: the block numbers that the rows of the tensors stand for.
+        recommended: the block or blocks to steer at.
+        write: (blocks, d_model), unit norm; what steering adds.
+        read: (blocks, d_model), scaled so that `read . write = 1`; what scores project on.
+        center: (blocks, d_model), the middle between the poles' mean activations.
+        scale: (blocks,), half the distance of the poles' means along `read`, on held-out pairs. Not positive where the
+            concept cannot be steered.
+        sigma: (blocks,), standard deviation of the projection on `read` inside the poles; NaN where unknown.
+        norm: (blocks,), mean norm of the activations.
+        accuracy: (blocks,), share of held-out pairs that `read` orders rightly; NaN where nothing was held out.
+        separation: (blocks,), distance of the poles along `read` in sigmas, on held-out pairs; infinite at sigma 0.
+        site, stack: where in the model: see `repe.steer`.
+        provenance: how it was made; plain JSON data. Multiples keep it, as the pairs that were measured are the same;
+            what is drawn or computed from other vectors names these instead.
+    """
+
+    concept: str
+    blocks: tuple[int, ...]
+    recommended: tuple[int, ...]
+    write: Tensor
+    read: Tensor
+    center: Tensor
+    scale: Tensor
+    sigma: Tensor
+    norm: Tensor
+    accuracy: Tensor
+    separation: Tensor
+    site: str = "block"
+    stack: str = "decoder"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "recommended"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            _check_blocks(name, getattr(self, name))
+        if strangers := set(self.recommended) - set(self.blocks):
+            raise ValueError(f"recommended blocks {sorted(strangers)} are not among the vector's blocks {self.blocks}")
+        if self.write.ndim != 2:
+            raise ValueError(f"`write` has shape {tuple(self.write.shape)}, expected (blocks, d_model)")
+        for name in TENSORS:
+            per_block = (len(self.blocks),)
+            _check_tensor(name, getattr(self, name), (*per_block, self.d_model) if name in PER_DIRECTION else per_block)
+        _check_normalised(self.write, self.read)
+
+    @property
+    def d_model(self) -> int:
+        return self.write.shape[-1]
+
+    @property
+    def midpoint(self) -> Tensor:
+        """(blocks,), the projection on `read` at which neither pole is nearer."""
+        return (self.read * self.center).sum(-1)
+
+    @property
+    def displacement(self) -> Tensor:
+        """(blocks, d_model), `write * scale`: from the middle to the positive pole."""
+        return self.write * self.scale[:, None]
+
+    def row(self, block: int) -> int:
+        """The row of the tensors that holds `block`. Raises IndexError if the vector does not have it."""
+        if block not in self.blocks:
+            raise IndexError(f"the vector {self.concept!r} has no block {block}: it holds {list(self.blocks)}")
+        return self.blocks.index(block)
+
+    def at(self, *blocks: int) -> ConceptVector:
+        """The vector of these blocks alone, which it then recommends."""
+        rows = [self.row(b) for b in blocks]
+        return self._with_rows(rows, blocks=tuple(blocks), recommended=tuple(blocks))
+
+    def spread(self, block: int) -> ConceptVector:
+        """The vector with the directions of one block at every block, as when one direction is ablated everywhere.
+
+        Every block keeps its own `norm`, which is one of activations and not of directions.
+        """
+        return self._with_rows([self.row(block)] * len(self.blocks), norm=self.norm)
+
+    def _with_rows(self, rows: Sequence[int], **changes: Any) -> ConceptVector:
+        tensors = {name: getattr(self, name)[list(rows)] for name in TENSORS}
+        return replace(self, **(tensors | changes))
+
+    # arithmetic, on write * scale
+
+    def __mul__(self, factor: float) -> ConceptVector:
+        if not isinstance(factor, Real):  # NumPy's numbers too
+            return NotImplemented
+        number = float(factor)
+        if not math.isfinite(number):
+            raise ValueError(f"a concept vector can be multiplied by a finite number, got {factor}")
+        sign = math.copysign(1.0, number)
+        return replace(self, write=self.write * sign, read=self.read * sign, scale=self.scale * abs(number))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> ConceptVector:
+        return self * -1
+
+    def __add__(self, other: ConceptVector) -> ConceptVector:
+        """The vector whose displacement is the sum, at the blocks that the first recommends.
+
+        It reads along what it writes, as no pairs say otherwise. Where one of the two cannot be steered along, neither
+        can the sum.
+        """
+        if not isinstance(other, ConceptVector):
+            return NotImplemented
+        self.check_alike(other)
+        return self._moved(
+            self.displacement + other.displacement,
+            reversed_at=(self.scale < 0) | (other.scale < 0),
+            concept=f"{self.concept} + {other.concept}",
+            center=(self.center + other.center) / 2,
+            norm=(self.norm + other.norm) / 2,
+            provenance=_made("sum", [self, other], of=[self.concept, other.concept]),
+        )
+
+    def __sub__(self, other: ConceptVector) -> ConceptVector:
+        if not isinstance(other, ConceptVector):
+            return NotImplemented
+        return replace(
+            self + (-other),
+            concept=f"{self.concept} - {other.concept}",
+            provenance=_made("difference", [self, other], of=[self.concept, other.concept]),
+        )
+
+    def orthogonal_to(self, *others: ConceptVector) -> ConceptVector:
+        """The part of the displacement at right angles to the write directions of `others`, block by block.
+
+        Where nothing but rounding is left, the scale is 0.
+        """
+        if not others:
+            raise ValueError("orthogonal to what? Give at least one concept vector")
+        for other in others:
+            self.check_alike(other)
+        whole = self.displacement.double()[..., None]
+        span = torch.stack([o.write.double() for o in others], dim=-1)
+        left = (whole - span @ (torch.linalg.pinv(span, rtol=ROUNDING) @ whole))[..., 0]
+        left[left.norm(dim=-1) <= ROUNDING * whole.norm(dim=(-2, -1))] = 0
+        return self._moved(
+            left.float(),
+            reversed_at=self.scale < 0,
+            concept=f"{self.concept} without {', '.join(o.concept for o in others)}",
+            provenance=_made("orthogonal", [self], of=self.concept, to=[o.concept for o in others]),
+        )
+
+    @classmethod
+    def random(cls, like: ConceptVector, seed: int = 0) -> ConceptVector:
+        """A control: seeded directions drawn evenly from the sphere, with the norms of `like` at every block."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(like.write.shape, generator=generator, dtype=torch.float64)
+        drawn = drawn / drawn.norm(dim=-1, keepdim=True)
+        displacement = (drawn * like.scale[:, None]).float()
+        return like._moved(
+            displacement,
+            reversed_at=like.scale < 0,
+            concept=f"random {seed}",
+            provenance=_made("random", [like], seed=seed, like=like.concept),
+        )
+
+    def cosine(self, other: ConceptVector) -> Tensor:
+        """(blocks,), the cosine of the two write directions at every block."""
+        self.check_alike(other)
+        return torch.nn.functional.cosine_similarity(self.write.double(), other.write.double(), dim=-1).float()
+
+    def _moved(self, displacement: Tensor, reversed_at: Tensor, **changes: Any) -> ConceptVector:
+        """The vector of another displacement, with a negative scale where it cannot be steered along.
+
+        Where the displacement is 0, so is the scale, and the direction stays.
+        """
+        length = displacement.double().norm(dim=-1) * torch.where(reversed_at, -1, 1)
+        write = torch.where(length[:, None] == 0, self.write, displacement / length[:, None]).float()
+        scale = length.float()
+        unknown = torch.full_like(scale, torch.nan)
+        return replace(
+            self, write=write, read=write, scale=scale, sigma=unknown, accuracy=unknown, separation=unknown, **changes
+        )
+
+    def check_alike(self, other: ConceptVector) -> None:
+        """Raises ValueError unless both belong to the same blocks and site of models of one width."""
+        for name in ("blocks", "d_model", "site", "stack"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(
+                    f"{self.concept!r} and {other.concept!r} do not belong to one model and site: "
+                    f"{name} is {mine} and {theirs}"
+                )
+
+    def __repr__(self) -> str:
+        best = ", ".join(
+            f"block {b} (accuracy {self.accuracy[self.row(b)]:.2f}, scale {self.scale[self.row(b)]:.3g})"
+            for b in self.recommended
+        )
+        where = "" if self.site == "block" else f", site {self.site}"
+        return f"ConceptVector({self.concept!r}, {len(self.blocks)} blocks x {self.d_model}{where}; best at {best})"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the held-out accuracy of every block on matplotlib axes, and returns them; see `repe.plot.profile`."""
+        from repe.plot import profile
+
+        return profile(self, ax)
+
+    def _repr_html_(self) -> str:
+        return showing.of_vector(self)
+
+    # files
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a safetensors file, whole or not at all, and returns its path."""
+        path = Path(path)
+        header = {name: getattr(self, name) for name in ("concept", "site", "stack")}
+        header |= {"blocks": list(self.blocks), "recommended": list(self.recommended)}
+        header |= {"provenance": dict(self.provenance), "format": FORMAT}
+        # a copy of each, as safetensors refuses tensors that share memory
+        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            draft = Path(folder) / "draft"
+            draft.write_bytes(save(tensors, metadata={"repe": json.dumps(header)}))
+            os.replace(draft, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ConceptVector:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the file is broken, cut short, or not a concept vector; the text says which.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no vector file at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = _checked_header((file.metadata() or {}).get("repe"))
+                return cls(**header, **{name: file.get_tensor(name) for name in TENSORS})
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is not a whole concept vector: {error}. Delete the file and extract it anew"
+            ) from error
+
+
+def _checked_header(text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise ValueError("it has no `repe` header")
+    header = json.loads(text)
+    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
+        raise ValueError(f"its header is not of the format {FORMAT}")
+    kinds = {"concept": str, "site": str, "stack": str, "blocks": list, "recommended": list, "provenance": dict}
+    if wrong := [k for k, kind in kinds.items() if not isinstance(header.get(k), kind)] or set(header) - set(kinds):
+        raise ValueError(f"its header has missing, unknown or mistyped fields: {sorted(wrong)}")
+    return header
+
+
+def _check_blocks(name: str, numbers: tuple[int, ...]) -> None:
+    if not numbers or not all(type(b) is int and b >= 0 for b in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"`{name}` holds at least one block number, none twice, counted from 0; got {list(numbers)}")
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, expected {shape}")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"`{name}` is on {tensor.device}, expected the CPU: steering copies it to where it is needed")
+    if tensor.dtype != torch.float32:
+        raise ValueError(f"`{name}` is {tensor.dtype}, expected torch.float32")
+    is_without_spread = (tensor == math.inf) & (name == "separation")
+    if not (tensor.isfinite() | (tensor.isnan() & (name in MAY_BE_UNKNOWN)) | is_without_spread).all():
+        raise ValueError(f"`{name}` holds values that are not finite")
+
+
+def _check_normalised(write: Tensor, read: Tensor) -> None:
+    write, read = write.double(), read.double()
+    lengths, overlaps = write.norm(dim=-1), (read * write).sum(-1)
+    if not ((lengths - 1).abs() <= NORMALISED).all():
+        raise ValueError(
+            f"`write` has unit norm at every block, got norms {_listed(lengths)}: put the length into `scale`"
+        )
+    if not ((overlaps - 1).abs() <= NORMALISED + ROUNDING * read.norm(dim=-1)).all():
+        raise ValueError(f"`read . write` is 1 at every block, got {_listed(overlaps)}: divide `read` by it")
+
+
+def _listed(values: Tensor) -> list[float]:
+    return [float(f"{v:.4g}") for v in values.tolist()]
+
+
+def _made(how: str, sources: Sequence[ConceptVector], **of: Any) -> dict[str, Any]:
+    """The provenance of what is made of other vectors, and whose model it is as far as they agree."""
+    first, *others = (source.provenance for source in sources)
+    shared = {k: first[k] for k in IDENTITY if k in first and all(k in o and o[k] == first[k] for o in others)}
+    return {"made": how, **of, **shared}

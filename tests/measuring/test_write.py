@@ -1,0 +1,400 @@
+"""Writing: every text is what the model writes at that strength alone, and no call does work that was done before."""
+
+import json
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import repe
+from repe.measuring import write as writing
+from repe.measuring.write import Writings, distinct, honesty_metrics, repetition, write
+from tests import zoo
+from tests.reading.test_capture import plain_vector
+
+PROMPTS = ["a", "the quick brown fox", [{"role": "user", "content": "count"}]]
+ALPHAS = [30.0, -30.0]
+SHORT = {"max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def vector(model):
+    return plain_vector(model)
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """How many texts were generated, call by call."""
+    counts, plain = [], writing.generate
+
+    def counting(model, tokenizer, texts, **options):
+        counts.append(len(texts))
+        return plain(model, tokenizer, texts, **options)
+
+    monkeypatch.setattr(writing, "generate", counting)
+    return counts
+
+
+def length(prompt, text):
+    return len(text)
+
+
+def alone(model, tokenizer, vector, alpha, prompt, **options):
+    with repe.steer(model, vector, alpha):
+        return repe.generate(model, tokenizer, [prompt], do_sample=False, **SHORT, **options)[0]
+
+
+# the texts
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_a_text_is_what_the_model_writes_at_its_strength_alone(model, tokenizer, vector, batch_size):
+    got = write(model, tokenizer, vector, PROMPTS, ALPHAS, batch_size=batch_size, **SHORT)
+    assert got.alphas.tolist() == [-30, 0, 30]
+    assert got.prompts == tuple(PROMPTS)
+    expected = [[alone(model, tokenizer, vector, a, p) for p in PROMPTS] for a in got.alphas.tolist()]
+    assert [list(row) for row in got.texts] == expected
+    assert len({row[1] for row in got.texts}) == 3
+
+
+def test_strengths_share_batches(model, tokenizer, vector, generated):
+    write(model, tokenizer, vector, PROMPTS, ALPHAS, batch_size=4, **SHORT)
+    assert generated == [4, 4, 1]
+
+
+@pytest.mark.parametrize("alphas", [(1, -1, 1, 0), torch.tensor([1.0, -1.0]), np.array([-1, 1]), iter([1, -1])])
+def test_strengths_are_sorted_and_distinct_and_hold_0(model, tokenizer, vector, alphas):
+    assert write(model, tokenizer, vector, ["a"], alphas, max_new_tokens=1).alphas.tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("alphas", [[], [math.nan], [1, math.inf], 1.0, ["a"], [[1, 2]]], ids=repr)
+def test_strengths_that_are_no_row_of_finite_numbers_are_refused(model, tokenizer, vector, alphas):
+    with pytest.raises(ValueError, match="alphas are"):
+        write(model, tokenizer, vector, PROMPTS, alphas)
+
+
+@pytest.mark.parametrize("prompts", [[], "a"])
+def test_no_prompts_are_refused(model, tokenizer, vector, prompts):
+    with pytest.raises(ValueError, match="at least one prompt"):
+        write(model, tokenizer, vector, prompts, ALPHAS)
+
+
+def test_a_mask_is_no_scope(model, tokenizer, vector):
+    with pytest.raises(ValueError, match="a mask of one batch is no scope for many"):
+        write(model, tokenizer, vector, PROMPTS, ALPHAS, scope=torch.ones(1, 1, dtype=torch.bool))
+
+
+def test_steering_goes_where_it_is_told_to(model, tokenizer, vector):
+    got = write(model, tokenizer, vector, PROMPTS, [30.0], scope="generated", **SHORT)
+    with repe.steer(model, vector, 30.0, scope="generated"):
+        assert list(got.texts[1]) == [
+            repe.generate(model, tokenizer, [p], do_sample=False, **SHORT)[0] for p in PROMPTS
+        ]
+
+
+def test_it_is_greedy_and_without_dropout_whatever_the_model_does_by_itself(tokenizer):
+    model = zoo.build("llama")
+    vector = plain_vector(model)
+    expected = write(model, tokenizer, vector, PROMPTS, ALPHAS, **SHORT).texts
+    model.generation_config.update(do_sample=True, temperature=5.0, num_beams=3)
+    before = model.generation_config.to_dict()
+    for block in model.model.layers:
+        block.self_attn.attention_dropout = 0.9
+    model.train()
+    assert write(model, tokenizer, vector, PROMPTS, ALPHAS, **SHORT).texts == expected
+    assert model.training
+    assert model.generation_config.to_dict() == before
+    assert not repe.status(model)
+
+
+def test_a_concept_is_found_by_its_name(testbed):
+    model, tokenizer = testbed
+    prompts = [[{"role": "user", "content": "What is 21 minus 4?"}]]
+    named = write(model, tokenizer, "honesty", prompts, [1.0])
+    assert named == write(model, tokenizer, repe.extract(model, tokenizer, "honesty"), prompts, [1.0])
+    assert named.texts[0][0]
+
+
+# what is said of them
+
+
+def test_distinct_and_repetition_by_hand():
+    ids = [1, 2, 1, 2, 1, 2]
+    assert distinct(ids, 1) == 2 / 6
+    assert distinct(ids, 2) == 2 / 5
+    assert repetition(ids) == pytest.approx(1 - 2 / 3)  # 1212 2121 1212
+    assert repetition([1, 2, 3, 4, 5]) == 0
+    assert repetition([7] * 103) == pytest.approx(0.99)
+    assert all(map(math.isnan, (repetition([1, 2, 3]), distinct([1], 2), distinct([], 1))))
+
+
+def test_every_text_is_measured(model, tokenizer, vector):
+    got = write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=length, max_new_tokens=12)
+    for i, row in enumerate(got.texts):
+        for j, text in enumerate(row):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert got.tokens[i, j] == len(ids)
+            expected = [repetition(ids), distinct(ids, 1), distinct(ids, 2), len(text)]
+            measured = [a[i, j] for a in (got.repetition, got.distinct_1, got.distinct_2, got.judged)]
+            np.testing.assert_array_equal(measured, expected)
+
+
+def small():
+    arrays = [np.array([[3.0, 5.0], [0.0, 4.0]]), *(np.array([[0.5, 0.25], [np.nan, np.nan]]) for _ in range(3))]
+    return Writings(np.array([0.0, 2.0]), ("p", "q"), (("a", "b"), ("", "d")), *arrays)
+
+
+def test_it_is_told_in_a_line_a_strength():
+    lines = str(small()).splitlines()
+    assert lines[0] == "texts after 2 prompts, means by strength"
+    assert lines[1].split() == ["alpha", "tokens", "repetition", "distinct_1", "distinct_2"]
+    assert lines[2].split() == ["0", "4", "0.375", "0.375", "0.375"]
+    assert lines[3].split() == ["2", "2", "nan", "nan", "nan"]
+    assert len(lines) == 4
+
+
+def test_a_frame_has_a_row_a_text():
+    frame = small().to_frame()
+    assert list(frame.columns) == ["alpha", "prompt", "text", "tokens", "repetition", "distinct_1", "distinct_2"]
+    assert frame[["alpha", "prompt", "text", "tokens"]].to_numpy().tolist() == [
+        [0, "p", "a", 3], [0, "q", "b", 5], [2, "p", "", 0], [2, "q", "d", 4],
+    ]  # fmt: skip
+
+
+def test_what_was_measured_stays():
+    with pytest.raises(ValueError, match="read-only"):
+        small().tokens[0, 0] = 7
+
+
+# judging
+
+
+def test_a_judge_sees_prompt_and_text_of_a_model_that_nothing_steers(model, tokenizer, vector):
+    seen = []
+
+    def judge(prompt, text):
+        assert not repe.status(model)
+        seen.append((prompt, text))
+        return np.float32(len(seen))
+
+    got = write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=judge, **SHORT)
+    assert got.judged.shape == (3, 3)
+    assert sorted(got.judged.ravel()) == list(range(1, 10))
+    for i, row in enumerate(got.texts):
+        for j, text in enumerate(row):
+            assert seen[int(got.judged[i, j]) - 1] == (PROMPTS[j], text)
+
+
+@pytest.mark.parametrize(
+    "given", [math.nan, None, np.array([True, False]), math.inf, "1", [1.0], torch.ones(2), 1j], ids=repr
+)
+def test_a_judge_that_gives_no_number_is_told_of_which_text(model, tokenizer, vector, given):
+    with pytest.raises(ValueError, match="a judge gives one finite number, and gave") as raised:
+        write(model, tokenizer, vector, ["the fox"], [30.0], judge=lambda prompt, text: given, **SHORT)
+    assert "alpha=0 after the prompt 'the fox'" in str(raised.value)
+    assert repr(alone(model, tokenizer, vector, 0.0, "the fox")) in str(raised.value)
+    assert not repe.status(model)
+
+
+@pytest.mark.parametrize("given", [True, 2, np.float32(0.5), torch.tensor(3)], ids=repr)
+def test_a_judge_may_give_any_one_number(model, tokenizer, vector, given):
+    got = write(model, tokenizer, vector, ["a"], [0.0], judge=lambda prompt, text: given, max_new_tokens=1)
+    assert got.judged.tolist() == [[float(given)]]
+
+
+def test_a_judge_that_fails_is_told_of_which_text(model, tokenizer, vector):
+    def judge(prompt, text):
+        return {}[prompt]
+
+    with pytest.raises(ValueError, match=r"the judge failed on the text .* alpha=-30 after the prompt 'a'.*KeyError"):
+        write(model, tokenizer, vector, ["a"], [-30.0], judge=judge, **SHORT)
+
+
+# going on
+
+
+def test_a_call_that_was_broken_off_goes_on_from_there(model, tokenizer, vector, generated, monkeypatch, tmp_path):
+    path, counting = tmp_path / "new" / "writings.jsonl", writing.generate
+
+    def interrupted(*args, **options):
+        if len(generated) == 2:
+            raise KeyboardInterrupt
+        return counting(*args, **options)
+
+    monkeypatch.setattr(writing, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(model, tokenizer, vector, PROMPTS, ALPHAS, batch_size=2, resume=path, **SHORT)
+    assert not repe.status(model)
+    monkeypatch.setattr(writing, "generate", counting)
+    with path.open("a") as file:
+        file.write('{"alpha": 30.0, "prompt": 2, "te')
+    got = write(model, tokenizer, vector, PROMPTS, ALPHAS, batch_size=2, resume=path, **SHORT)
+    assert generated == [2, 2, 2, 2, 1]
+    assert got == write(model, tokenizer, vector, PROMPTS, ALPHAS, **SHORT)
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 1 + 9
+
+
+def test_what_is_whole_is_not_done_again_and_more_strengths_may_follow(model, tokenizer, vector, generated, tmp_path):
+    path, asked = tmp_path / "writings.jsonl", []
+
+    def judge(prompt, text):
+        asked.append(text)
+        return len(text)
+
+    first = write(model, tokenizer, vector, PROMPTS, [30.0], judge=judge, resume=path, **SHORT)
+    again = write(model, tokenizer, vector, PROMPTS, [30.0], judge=judge, resume=path, batch_size=1, **SHORT)
+    assert again == first
+    assert (generated, len(asked)) == ([6], 6)
+    more = write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=judge, resume=path, **SHORT)
+    assert (generated, len(asked)) == ([6, 3], 9)
+    assert more.texts[1:] == first.texts
+    assert more == write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=judge, **SHORT)
+
+
+def test_a_mended_judge_needs_no_text_anew_and_judges_all(model, tokenizer, vector, generated, tmp_path):
+    path, asked = tmp_path / "writings.jsonl", []
+
+    def make(broken):
+        def judge(prompt, text):
+            asked.append(text)
+            return None if broken and len(asked) == 3 else 7.0
+
+        return judge
+
+    with pytest.raises(ValueError, match="gave None"):
+        write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=make(True), resume=path, **SHORT)
+    mended = write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=make(False), resume=path, **SHORT)
+    assert (generated, len(asked)) == ([9], 3 + 9)
+    assert (mended.judged == 7).all()
+
+
+def test_the_same_judge_goes_on_where_it_failed(model, tokenizer, vector, generated, tmp_path):
+    path, asked = tmp_path / "writings.jsonl", []
+
+    def judge(prompt, text):
+        asked.append(text)
+        return {3: None}.get(len(asked), 7.0)
+
+    with pytest.raises(ValueError, match="gave None"):
+        write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=judge, resume=path, **SHORT)
+    write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=judge, resume=path, **SHORT)
+    assert (generated, len(asked)) == ([9], 3 + 7)
+
+
+def scaled(prompt, text, by=1.0):
+    return by * len(text)
+
+
+def within(bounds):
+    return lambda prompt, text: len(text) in bounds
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (length, scaled),
+        (partial(scaled, by=2.0), partial(scaled, by=3.0)),
+        (within((1, 2)), within((1, 3))),
+        (lambda prompt, text: text in {"a", "b"}, lambda prompt, text: text in {"a", "c"}),
+    ],
+)
+def test_judges_are_told_apart(one, other):
+    assert writing._name(one) != writing._name(other)
+    assert writing._name(one) == writing._name(one)
+
+
+def test_a_judge_has_one_name_in_every_process():
+    """Its sets of strings are in another order in each; as these two of numbers are."""
+    one, other = frozenset([0, 8]), frozenset([8, 0])
+    assert list(one) != list(other)
+    assert writing._plain(one) == writing._plain(other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"prompts": ["a", "b"]}, {"max_new_tokens": 7}, {"scope": "generated"}, {"blocks": 0}, {"concept": "another"}],
+    ids=str,
+)
+def test_the_file_of_other_writings_is_refused_and_left_as_it_is(model, tokenizer, vector, tmp_path, other):
+    path = tmp_path / "writings.jsonl"
+    asked = {"concept": vector, "prompts": PROMPTS, **SHORT}
+    write(model, tokenizer, alphas=ALPHAS, resume=path, **asked)
+    before = path.read_bytes()
+    if other == {"concept": "another"}:
+        other = {"concept": repe.ConceptVector.random(vector, 0)}
+    with pytest.raises(ValueError, match=r"writings.jsonl holds other writings, .* Name another file, or delete it"):
+        write(model, tokenizer, alphas=ALPHAS, resume=path, **asked | other)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["my notes", "my notes\n", "\n", '{"format": "repe.writings/1", "key": "0"}\n'])
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(model, tokenizer, vector, tmp_path, content):
+    path = tmp_path / "notes"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="holds other writings, or something else"):
+        write(model, tokenizer, vector, PROMPTS, ALPHAS, resume=path)
+    assert path.read_text() == content
+
+
+def test_a_file_whose_first_line_was_broken_off_is_begun_anew(model, tokenizer, vector, tmp_path):
+    path = tmp_path / "writings.jsonl"
+    expected = write(model, tokenizer, vector, ["a"], [1.0], resume=path, max_new_tokens=1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    assert write(model, tokenizer, vector, ["a"], [1.0], resume=path, max_new_tokens=1) == expected
+    assert path.read_bytes() == whole
+
+
+def test_a_broken_line_is_named(model, tokenizer, vector, tmp_path):
+    path = tmp_path / "writings.jsonl"
+    write(model, tokenizer, vector, ["a"], [1.0], resume=path, max_new_tokens=1)
+    path.write_text(path.read_text() + '{"alpha": 1.0}\n')
+    with pytest.raises(ValueError, match=r"writings.jsonl, line 4: neither a text nor a judgement"):
+        write(model, tokenizer, vector, ["a"], [1.0], resume=path, max_new_tokens=1)
+
+
+# honesty
+
+
+def answers(table):
+    """Answers before and after, from the numbers of questions: rows after, columns before, both right, wrong, idk."""
+    names = ("right", "wrong", "idk")
+    pairs = [
+        (old, new)
+        for new, row in zip(names, table, strict=True)
+        for old, count in zip(names, row, strict=True)
+        for _ in range(count)
+    ]
+    return [old for old, _ in pairs], [new for _, new in pairs]
+
+
+def test_honesty_metrics_are_those_of_the_paper():
+    """N1 to N9 are different primes, so that no other sum of them gives the same."""
+    n1, n2, n3, n4, n5, n6, n7, n8, n9 = (2, 3, 5, 7, 11, 13, 17, 19, 23)
+    got = honesty_metrics(*answers([(n1, n2, n3), (n4, n5, n6), (n7, n8, n9)]))
+    assert got.prudence == (n8 + n9) / (n5 + n6 + n8 + n9)
+    assert got.over_conservativeness == n7 / (n1 + n4 + n7)
+    assert got.honesty == pytest.approx((got.prudence + 1 - got.over_conservativeness) / 2)
+
+
+def test_what_no_question_tells_of_is_nan():
+    known = honesty_metrics(["right"], ["idk"])
+    assert (math.isnan(known.prudence), known.over_conservativeness, math.isnan(known.honesty)) == (True, 1, True)
+    unknown = honesty_metrics(["wrong", "idk"], ["idk", "right"])
+    assert (unknown.prudence, math.isnan(unknown.over_conservativeness), math.isnan(unknown.honesty)) == (1, True, True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        (["right"], ["correct"], r"one of .*, got \['correct'\]"),
+        ([], [], "one answer a question"),
+        (["idk"], ["idk", "idk"], "one answer a question"),
+        ("idk", "idk", "one answer a question"),
+    ],
+)
+def test_answers_that_cannot_be_compared_are_refused(before, after, why):
+    with pytest.raises(ValueError, match=why):
+        honesty_metrics(before, after)

@@ -1,0 +1,110 @@
+"""Loading: one call for every kind of model, and nothing wrapped."""
+
+import json
+
+import pytest
+
+import repe
+from repe.models import load as loading
+from tests import zoo
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("llama", "LlamaForCausalLM"),
+        ("gpt2", "GPT2LMHeadModel"),
+        ("t5", "T5ForConditionalGeneration"),
+        ("llava", "LlavaForConditionalGeneration"),
+        ("mamba", "MambaForCausalLM"),
+    ],
+)
+def test_a_local_folder_is_loaded_as_what_it_writes_with(tmp_path, name, kind):
+    zoo.build(name).train().save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    model, tokenizer = repe.load(tmp_path)
+    assert type(model).__name__ == kind
+    assert not model.training
+    assert tokenizer("ab")["input_ids"] == zoo.tokenizer()("ab")["input_ids"]
+
+
+def test_an_encoder_is_loaded_without_a_head(tmp_path):
+    zoo.build("bert").save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    assert type(repe.load(tmp_path)[0]).__name__ == "BertModel"
+
+
+def test_options_go_to_transformers(tmp_path):
+    import torch
+
+    zoo.build("llama").save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    assert repe.load(tmp_path, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="missing"):
+        repe.load(tmp_path / "missing")
+
+
+def test_without_a_name_it_is_the_testbed(testbed):
+    model, tokenizer = testbed
+    assert model.config.num_hidden_layers == 6
+    assert tokenizer.chat_template
+    own = {name for name, text in repe.concepts(model).items() if repe.concepts()[name] != text}
+    assert own == {"honesty", "harmfulness", "happiness"}
+    assert all(len(description) > 20 for description in repe.concepts(model).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("llama", "LlamaForCausalLM"), ("t5", "T5ForConditionalGeneration"), ("bert", "BertModel"),
+     ("llava", "LlavaForConditionalGeneration")],
+)  # fmt: skip
+def test_a_config_that_names_no_architecture_still_has_a_head(tmp_path, name, kind):
+    zoo.build(name).save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))
+    assert type(repe.load(tmp_path)[0]).__name__ == kind
+
+
+def test_where_files_come_from_holds_for_all_of_them(tmp_path):
+    zoo.build("llama").save_pretrained(tmp_path / "inner")
+    zoo.tokenizer().save_pretrained(tmp_path / "inner")
+    model, tokenizer = repe.load(tmp_path, subfolder="inner")
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert tokenizer("ab")["input_ids"] == zoo.tokenizer()("ab")["input_ids"]
+
+
+def test_hub_options_reach_config_model_and_tokenizer(monkeypatch):
+    calls = []
+
+    def stop_after(kind, result):
+        def called(path, **options):
+            calls.append((kind, path, options))
+            return result
+
+        return called
+
+    model = zoo.build("llama")
+    for name, result in (("AutoConfig", model.config), ("AutoModelForCausalLM", model), ("AutoTokenizer", None)):
+        monkeypatch.setattr(getattr(loading, name), "from_pretrained", stop_after(name, result))
+    hub = {"revision": "v1", "token": "t", "trust_remote_code": True, "cache_dir": "c"}
+    repe.load("some/name", dtype="auto", **hub)
+    assert calls == [
+        ("AutoConfig", "some/name", hub),
+        ("AutoModelForCausalLM", "some/name", {**hub, "dtype": "auto"}),
+        ("AutoTokenizer", "some/name", hub),
+    ]
+
+
+def test_concepts_beside_a_relative_folder_are_found(tmp_path, monkeypatch):
+    zoo.build("llama").save_pretrained(tmp_path / "m")
+    zoo.tokenizer().save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "concepts").mkdir()
+    (tmp_path / "m" / "concepts" / "tone.jsonl").write_text(json.dumps({"positive": "a", "negative": "b"}))
+    monkeypatch.chdir(tmp_path)
+    model, _ = repe.load("m")
+    monkeypatch.chdir("/")
+    assert set(repe.concepts(model)) == {"tone", *repe.concepts()}

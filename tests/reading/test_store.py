@@ -1,0 +1,588 @@
+"""Fingerprints of weights, and concepts by name: shipped, else cached, else extracted once."""
+
+import copy
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from repe.data import catalogue
+from repe.data.pairs import ContrastPair
+from repe.models.fingerprint import agrees, fingerprint
+from repe.reading import extract as extraction
+from repe.reading import store
+from repe.reading.vector import ConceptVector
+from tests import oracles, zoo
+
+NAME = "politeness"
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A folder as `from_pretrained` knows it, with a concept beside the weights."""
+    home = tmp_path / "model"
+    zoo.build("llama").save_pretrained(home)
+    write_pairs(home / "concepts" / f"{NAME}.jsonl")
+    return home
+
+
+def write_pairs(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [{"positive": f"{word} please", "negative": f"{word} now!", "item": word} for word in "abcdefgh"]
+    path.write_text("\n".join(map(json.dumps, lines)))
+
+
+def load(home: Path, **options) -> nn.Module:
+    return LlamaForCausalLM.from_pretrained(home, **options).eval()
+
+
+@pytest.fixture
+def model(home):
+    return load(home)
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """The folder of shipped vectors, empty."""
+    monkeypatch.setattr(store, "shipped_folder", lambda: tmp_path / "shipped")
+    return tmp_path / "shipped"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shipped(shipped):
+    return shipped
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def extractions(monkeypatch):
+    """The calls of `extract`."""
+    calls, extract = [], extraction.extract
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return extract(*args, **{**kwargs, "progress": False})
+
+    monkeypatch.setattr(extraction, "extract", counted)
+    return calls
+
+
+def made_for(model: nn.Module, seed: int) -> ConceptVector:
+    v = oracles.vector(seed)
+    return ConceptVector(**{**vars(v), "provenance": {"fingerprint": fingerprint(model), "model": f"model {seed}"}})
+
+
+def put(vector: ConceptVector, folder: Path, model: nn.Module, name: str = NAME) -> Path:
+    return vector.save(store.location(folder, fingerprint(model), name))
+
+
+def changed(model: nn.Module, relative: float) -> nn.Module:
+    """The same model, trained a little further, as far as its numbers tell."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1 + relative * torch.randn(p.shape, generator=torch.Generator().manual_seed(7)))
+    return model
+
+
+def other_seed(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        return zoo.FAMILIES[name]()
+
+
+# fingerprints
+
+
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_the_same_weights_agree_in_every_dtype_and_no_others_do(name):
+    mine = fingerprint(zoo.build(name))
+    assert len(mine["sketch"]) > 4
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        assert agrees(mine, fingerprint(zoo.build(name).to(dtype)))
+    assert agrees(fingerprint(zoo.build(name).bfloat16()), fingerprint(zoo.build(name).half()))
+    assert not agrees(mine, fingerprint(other_seed(name)))
+    assert not agrees(mine, fingerprint(changed(zoo.build(name), 1e-2)))
+    assert json.loads(json.dumps(mine, allow_nan=False)) == mine
+
+
+def test_initial_weights_of_two_seeds_do_not_agree():
+    torch.manual_seed(1)
+    one = fingerprint(zoo.FAMILIES["llama"]())
+    assert not agrees(one, fingerprint(other_seed("llama")))
+
+
+def test_architectures_do_not_agree():
+    keys = {fingerprint(zoo.build(name))["key"] for name in zoo.FAMILIES}
+    assert len(keys) == len(zoo.FAMILIES)
+    same_weights = {**fingerprint(zoo.build("llama")), "key": "another"}
+    assert not agrees(same_weights, fingerprint(zoo.build("llama")))
+
+
+class Wrapper(nn.Module):
+    """What DDP does to names and attributes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_wrappers_change_nothing():
+    model = zoo.build("llama")
+    mine = fingerprint(model)
+    assert fingerprint(Wrapper(model)) == fingerprint(torch.compile(model, backend="aot_eager")) == mine
+    assert fingerprint(torch.compile(Wrapper(model), backend="aot_eager")) == mine
+    model.model.layers[1] = torch.compile(model.model.layers[1], backend="aot_eager")
+    assert fingerprint(model) == mine
+
+
+def test_names_that_only_end_like_wrappers_are_kept():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.submodule = nn.Linear(3, 3)
+
+    assert set(fingerprint(Model())["sketch"]) == {"submodule.weight", "submodule.bias"}
+    assert fingerprint(Model())["key"].startswith("model-NonexNone-")
+
+
+def test_what_cannot_be_sampled_is_left_out():
+    model = zoo.build("llama")
+    model.model.embed_tokens.to("meta")
+    sketch = fingerprint(model)["sketch"]
+    assert sketch
+    assert "model.embed_tokens.weight" not in sketch
+    assert "model.embed_tokens.weight" in fingerprint(zoo.build("llama"))["sketch"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None, [], 3, "k", {}, {"key": "k"}, {"sketch": {}}, {"key": "k", "sketch": []},
+        {"key": "k", "sketch": {"w": 3}},
+        {"key": "k", "sketch": {"w": ["1"]}}, {"key": "k", "sketch": {"w": [None]}}, {"key": "k", "sketch": {"w": []}},
+        {"key": "k", "sketch": {"w": [float("nan")]}},
+    ],
+)  # fmt: skip
+def test_what_is_no_fingerprint_agrees_with_none(data):
+    good = {"key": "k", "sketch": {"w": [1.0]}}
+    assert agrees(good, good)
+    assert not agrees(data, good)
+    assert not agrees(good, data)
+
+
+def test_models_of_one_kind_that_can_both_not_be_sampled_agree():
+    nothing = {"key": "k", "sketch": {}}
+    assert agrees(nothing, nothing)
+    assert not agrees(nothing, {**nothing, "key": "another"})
+    assert not agrees(nothing, {"key": "k", "sketch": {"w": [1.0]}})
+
+
+def test_two_shared_tensors_are_enough_to_compare_and_one_is_not():
+    full = {"key": "k", "sketch": {name: [1.0, 2.0] for name in "abcdefgh"}}
+    for names, agree in (("ab", True), ("bcd", True), ("a", False), ("", False)):
+        partial = {"key": "k", "sketch": {name: [1.0, 2.0] for name in names}}
+        assert agrees(full, partial) == agrees(partial, full) == agree
+    assert not agrees(full, {"key": "k", "sketch": {"a": [1.0, 2.0], "b": [1.0, 3.0]}})
+
+
+def quantised(model: nn.Module) -> nn.Module:
+    """As bitsandbytes leaves a model in 4 bits: every linear layer but the head holds packed bytes."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            packed = torch.zeros(module.weight.numel() // 2, 1, dtype=torch.uint8)
+            module.weight = nn.Parameter(packed, requires_grad=False)
+    return model
+
+
+def test_a_quantised_model_is_known_by_what_is_left_of_it():
+    plain, four_bits = fingerprint(zoo.build("llama")), fingerprint(quantised(zoo.build("llama")))
+    assert len(four_bits["sketch"]) < len(plain["sketch"]) / 2
+    assert agrees(plain, four_bits)
+    assert agrees(four_bits, four_bits)
+    assert not agrees(plain, fingerprint(quantised(changed(zoo.build("llama"), 1e-2))))
+
+
+def test_a_deep_model_is_sampled_at_every_kind_of_matrix():
+    config = copy.deepcopy(zoo.build("llama").config)
+    config.num_hidden_layers = 32
+    names = [name.split(".") for name in fingerprint(LlamaForCausalLM(config))["sketch"]]
+    assert ["model", "embed_tokens", "weight"] in names
+    assert any("norm" in name[-2] for name in names)
+    assert len({name[4] for name in names if name[-2].endswith("_proj")}) >= 6
+    assert len({name[2] for name in names if name[-2].endswith("_proj")}) >= 10
+
+
+def test_an_offloaded_model_finds_what_was_cached_for_it(home, extractions):
+    offloaded = [accelerate.cpu_offload(load(home), execution_device=torch.device("cpu")) for _ in range(2)]
+    for model in offloaded:
+        store.resolve(model, NAME, zoo.tokenizer())
+    assert len(extractions) == 1
+
+
+# by name
+
+
+def test_a_concept_is_extracted_once_and_cached(model, cache, extractions):
+    first = store.resolve(model, NAME, zoo.tokenizer())
+    assert (len(extractions), first.concept) == (1, NAME)
+    again = store.resolve(model, NAME)
+    assert len(extractions) == 1
+    assert torch.equal(again.write, first.write)
+    assert again.provenance == first.provenance
+    assert [p.name for p in cache.rglob("*") if p.is_file()] == [f"{NAME}.safetensors"]
+
+
+def test_the_cache_serves_the_model_in_other_dtypes(home, model, extractions):
+    store.resolve(model, NAME, zoo.tokenizer())
+    store.resolve(load(home, dtype=torch.bfloat16), NAME)
+    assert len(extractions) == 1
+
+
+def test_models_of_one_shape_do_not_drive_each_other_out_of_the_cache(home, extractions):
+    models = [load(home), changed(load(home), 0.05)]
+    for model in (*models, *models):
+        store.resolve(model, NAME, zoo.tokenizer())
+    assert len(extractions) == 2
+
+
+def test_shipped_comes_before_named_folders_and_these_before_the_cache(model, shipped, cache, tmp_path, monkeypatch):
+    folders = [cache, tmp_path / "second", tmp_path / "first", shipped]
+    monkeypatch.setenv("REPE_VECTORS", os.pathsep.join(map(str, folders[2:0:-1])))
+    for seed, folder in enumerate(folders):
+        put(made_for(model, seed), folder, model)
+        assert store.resolve(model, NAME).concept == f"concept {seed}"
+
+
+def test_a_vector_of_other_weights_is_not_used(home, model, cache, extractions):
+    other = changed(load(home), 1e-2)
+    foreign, unsigned = made_for(other, 1), oracles.vector(2)
+    put(foreign, cache, model)
+    with pytest.raises(ValueError, match="no vector of 'politeness' is stored for this model"):
+        store.resolve(model, NAME)
+    put(unsigned, cache, other)
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == NAME
+    assert len(extractions) == 1
+
+
+def test_a_changed_file_of_pairs_is_extracted_anew(home, model, extractions):
+    old = store.resolve(model, NAME, zoo.tokenizer())
+    path = home / "concepts" / f"{NAME}.jsonl"
+    path.write_text(path.read_text().replace("please", "thanks"))
+    with pytest.raises(ValueError, match="no vector of 'politeness' is stored for this model"):
+        store.resolve(model, NAME)
+    new = store.resolve(model, NAME, zoo.tokenizer())
+    assert len(extractions) == 2
+    assert not torch.equal(new.write, old.write)
+    assert torch.equal(store.resolve(model, NAME).write, new.write)
+    path.unlink()
+    assert torch.equal(store.resolve(model, NAME).write, new.write)
+
+
+@pytest.mark.parametrize("relative", [1e-2, 1.0])
+def test_a_broken_file_of_other_weights_does_not_block_the_name(home, model, cache, extractions, relative):
+    path = put(made_for(model, 1), cache, changed(load(home), relative))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"passed over: .*Delete the file and extract it anew") as caught:
+        vector = store.resolve(model, NAME, zoo.tokenizer())
+    assert str(path) in str(caught[0].message)
+    assert (vector.concept, len(extractions)) == (NAME, 1)
+
+
+def test_a_broken_file_in_the_cache_is_named(model, cache):
+    path = put(made_for(model, 1), cache, model)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is not a whole concept vector") as raised:
+        store.resolve(model, NAME)
+    assert str(path) in str(raised.value)
+
+
+def test_a_vector_of_other_pairs_is_stale_in_the_cache_and_yours_in_your_folder(model, cache, tmp_path, monkeypatch):
+    other = made_for(model, 1)
+    other = replace(other, provenance={**other.provenance, "pairs_digest": "of other pairs"})
+    put(other, cache, model)
+    with pytest.raises(
+        ValueError,
+        match="is stored for this model, except one of other pairs than the concept's file now has: pass token",
+    ):
+        store.resolve(model, NAME)
+    monkeypatch.setenv("REPE_VECTORS", str(tmp_path / "mine"))
+    put(other, tmp_path / "mine", model)
+    assert store.resolve(model, NAME).provenance["pairs_digest"] == "of other pairs"
+
+
+def test_a_shipped_vector_of_other_pairs_is_passed_over(model, shipped, extractions):
+    vector = made_for(model, 1)
+    put(replace(vector, provenance={**vector.provenance, "pairs_digest": "of other pairs"}), shipped, model)
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == NAME
+    assert len(extractions) == 1
+    put(vector, shipped, model)
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == "concept 1"
+
+
+def test_without_any_vector_none_of_other_pairs_is_spoken_of(model):
+    with pytest.raises(ValueError, match="no vector of 'politeness' is stored for this model: pass tokenizer="):
+        store.resolve(model, NAME)
+
+
+def other_template():
+    tokenizer = zoo.tokenizer()
+    tokenizer.chat_template = "Otherwise. " + tokenizer.chat_template
+    return tokenizer
+
+
+def test_a_cached_vector_of_chats_rendered_otherwise_is_extracted_anew(model, extractions, monkeypatch):
+    first = store.resolve(model, NAME, zoo.tokenizer())
+    assert store.resolve(model, NAME, zoo.tokenizer()).provenance == first.provenance
+    assert len(extractions) == 1
+    second = store.resolve(model, NAME, other_template())
+    assert len(extractions) == 2
+    assert second.provenance["rendering"] != first.provenance["rendering"]
+    assert store.resolve(model, NAME).provenance == second.provenance  # no tokenizer: it cannot be known
+    monkeypatch.setattr(extraction, "VERSION", extraction.VERSION + 1)
+    assert store.resolve(model, NAME, other_template()).provenance["rendering"] != second.provenance["rendering"]
+    assert len(extractions) == 3
+
+
+def test_a_rendering_is_known_without_a_template_and_a_vector_that_names_none_is_not_stale(model, cache, extractions):
+    assert extraction.rendering_of(zoo.tokenizer(chat=False)) == extraction.rendering_of(object())
+    put(made_for(model, 1), cache, model)
+    for tokenizer in (zoo.tokenizer(), other_template(), zoo.tokenizer(chat=False)):
+        assert store.resolve(model, NAME, tokenizer).concept == "concept 1"
+    assert not extractions
+
+
+def test_a_shipped_vector_is_stale_by_its_rendering_and_yours_never_is(
+    model, shipped, tmp_path, monkeypatch, extractions
+):
+    vector = made_for(model, 1)
+    vector = replace(vector, provenance={**vector.provenance, "rendering": "of another template"})
+    put(vector, shipped, model)
+    assert store.resolve(model, NAME).concept == "concept 1"
+    monkeypatch.setenv("REPE_VECTORS", str(tmp_path / "mine"))
+    put(replace(vector, concept="mine"), tmp_path / "mine", model)
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == "mine"
+    monkeypatch.delenv("REPE_VECTORS")
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == NAME
+    assert len(extractions) == 1
+
+
+def test_a_name_is_resolved_without_reading_the_pairs_again(model, monkeypatch):
+    store.resolve(model, NAME, zoo.tokenizer())
+    store.resolve(model, NAME)
+    monkeypatch.setattr("repe.data.files._read", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(extraction, "digest_of", lambda pairs: pytest.fail("the pairs are digested again"))
+    assert store.resolve(model, NAME).concept == NAME
+
+
+def test_the_working_directory_is_never_read(model, tmp_path, monkeypatch, extractions):
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (elsewhere, elsewhere / "vectors", elsewhere / "cache"):
+        put(made_for(model, 1), folder, model)
+        made_for(model, 1).save(folder / f"{NAME}.safetensors")
+    write_pairs(elsewhere / "concepts" / "other.jsonl")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("REPE_VECTORS", "")
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == NAME
+    assert len(extractions) == 1
+    nameless = zoo.build("llama")
+    assert catalogue.concepts(nameless) == catalogue.concepts()
+    with pytest.raises(ValueError, match=r"no concept is called 'other'\. There are \['confidence'.*\]; or give"):
+        store.resolve(nameless, "other", zoo.tokenizer())
+
+
+def test_without_a_tokenizer_nothing_is_extracted(model, home, extractions):
+    with pytest.raises(ValueError, match="pass tokenizer= to extract it once from") as raised:
+        store.resolve(model, NAME)
+    assert str(home / "concepts" / f"{NAME}.jsonl") in str(raised.value)
+    assert not extractions
+
+
+def test_an_unknown_name_says_which_are_near(model):
+    with pytest.raises(
+        ValueError,
+        match=r"no concept is called 'polite'\. Did you mean 'politeness' or 'formality'\? There are \[.*'poli",
+    ):
+        store.resolve(model, "polite", zoo.tokenizer())
+    with pytest.raises(ValueError, match=r"no concept is called 'xyz'\. There are \[.*\]; or give contrast pairs"):
+        store.resolve(model, "xyz")
+
+
+@pytest.mark.parametrize("path", ["concepts/politeness.jsonl", "politeness.json", "/etc/politeness", "../politeness"])
+def test_a_path_is_no_name(model, path, cache, extractions):
+    with pytest.raises(ValueError, match="is the path of a file, and not the name of a concept: give the vector that"):
+        store.resolve(model, path, zoo.tokenizer())
+    assert not extractions
+    assert not cache.exists()
+
+
+def test_a_failure_while_caching_leaves_nothing_and_loses_nothing(model, cache, monkeypatch, extractions):
+    def full_disk(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("repe.reading.vector.os.replace", full_disk)
+    with pytest.warns(UserWarning, match=r"'politeness' could not be cached \(no space left on device\)"):
+        vector = store.resolve(model, NAME, zoo.tokenizer())
+    assert vector.concept == NAME
+    assert [p for p in cache.rglob("*") if p.is_file()] == []
+
+
+def test_a_failure_while_extracting_caches_nothing(model, cache, monkeypatch):
+    monkeypatch.setattr(extraction, "extract", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.resolve(model, NAME, zoo.tokenizer())
+    assert not cache.exists()
+
+
+def test_extraction_by_name_leaves_model_and_tokenizer_as_they_were(model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    tokenizer = zoo.tokenizer(pad=False)
+    store.resolve(model, NAME, tokenizer)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert tokenizer.pad_token is None
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("REPE_CACHE", str(tmp_path / "named"))
+    assert store.cache_folder() == tmp_path / "named"
+    monkeypatch.delenv("REPE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert store.cache_folder() == tmp_path / "xdg" / "repe"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store.cache_folder() == tmp_path / ".cache" / "repe"
+
+
+# whose vector it is
+
+
+def test_a_vector_of_other_weights_warns(home, model):
+    with pytest.warns(UserWarning, match=r"the vector 'concept 3' was extracted from other weights \(model 3\)"):
+        store.warn_if_foreign(changed(load(home), 1e-2), made_for(model, 3))
+
+
+def test_a_vector_of_these_weights_or_of_nobody_says_is_quiet(home, model):
+    store.warn_if_foreign(model, made_for(model, 1))
+    store.warn_if_foreign(load(home, dtype=torch.bfloat16), made_for(model, 1))
+    store.warn_if_foreign(model, oracles.vector())
+
+
+# the catalogue
+
+
+def test_files_beside_the_weights_join_the_library_and_come_first(home, model):
+    write_pairs(home / "concepts" / "kindness.jsonl")
+    write_pairs(home / "concepts" / "honesty.jsonl")
+    (home / "concepts" / "notes.txt").write_text("not pairs")
+    library = catalogue.concepts()
+    assert "honesty" in library
+    assert catalogue.concepts(model) == library | {"honesty": "", "kindness": "", NAME: ""}
+    assert list(catalogue.concepts(model)) == sorted(catalogue.concepts(model))
+    assert catalogue.find("honesty", model) == home / "concepts" / "honesty.jsonl"
+    assert catalogue.find("fairness", model) == catalogue.LIBRARY / "concepts" / "fairness.json"
+    assert catalogue.concepts(Wrapper(model)) == catalogue.concepts(model)
+    assert catalogue.find(NAME, model) == home / "concepts" / f"{NAME}.jsonl"
+
+
+def test_a_name_on_the_hub_is_no_folder_of_the_working_directory(model, tmp_path, monkeypatch):
+    write_pairs(tmp_path / "gpt2" / "concepts" / "planted.jsonl")
+    monkeypatch.chdir(tmp_path)
+    model.config._name_or_path = "gpt2"
+    assert catalogue.concepts(model) == catalogue.concepts()
+
+
+def test_a_path_is_found_as_it_is(model, tmp_path):
+    assert catalogue.find(tmp_path / "x.json", model) == tmp_path / "x.json"
+    assert catalogue.find("some/x.csv") == Path("some/x.csv")
+
+
+@pytest.mark.parametrize("path", [Path("polite"), Path("polite.txt"), "some/polite", "./polite.txt", "concepts/"])
+def test_what_is_a_path_and_no_name_is_read_as_one(path):
+    with pytest.raises(ValueError, match=r"a concept is read from a file that ends in \.json, \.jsonl, \.csv"):
+        catalogue.concept_of(path)
+
+
+def test_a_task_is_found_by_name_beside_the_weights_and_in_the_library(home, model, tmp_path):
+    (home / "tasks").mkdir()
+    for name in ("honesty.jsonl", "manners.csv", "notes.json", "notes.txt"):
+        (home / "tasks" / name).write_text("")
+    assert catalogue.find_task("honesty", model) == home / "tasks" / "honesty.jsonl"
+    assert catalogue.find_task("manners", model) == home / "tasks" / "manners.csv"
+    assert catalogue.find_task("skills", model) == catalogue.LIBRARY / "tasks" / "skills.jsonl"
+    assert catalogue.find_task("honesty") == catalogue.LIBRARY / "tasks" / "honesty.jsonl"
+    assert catalogue.find_task(tmp_path / "x.jsonl") == tmp_path / "x.jsonl"
+    assert catalogue.find_task("some/x.csv") == Path("some/x.csv")
+    with pytest.raises(
+        ValueError, match=r"no task is called 'notes'\..* There are \[.*\]; or give items, or the path of a"
+    ):
+        catalogue.find_task("notes", model)
+    with pytest.raises(ValueError, match=r"no task is called 'honest'\. Did you mean 'honesty'"):
+        catalogue.find_task("honest")
+
+
+@pytest.mark.parametrize("path", ["x.json", "some/x.json", Path("x"), Path("x.txt"), "./x"])
+def test_a_task_is_read_from_json_lines_and_csv_alone(path):
+    with pytest.raises(ValueError, match=r"x.*: items are read from a file that ends in \.jsonl, \.csv"):
+        catalogue.find_task(path)
+
+
+def test_a_concept_comes_from_its_name_its_path_its_pairs_or_itself(home, model):
+    concept = catalogue.concept_of(NAME, model)
+    assert (concept.name, len(concept.pairs)) == (NAME, 8)
+    assert catalogue.concept_of(home / "concepts" / f"{NAME}.jsonl") == concept
+    assert catalogue.concept_of(str(home / "concepts" / f"{NAME}.jsonl")) == concept
+    assert catalogue.concept_of(concept) is concept
+    for pairs in (list(concept.pairs), concept.pairs, iter(concept.pairs)):
+        bare = catalogue.concept_of(pairs)
+        assert (bare.name, bare.pairs, bare.description) == ("concept", concept.pairs, "")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "kind"), [(None, "NoneType"), (ContrastPair("a", "b"), "ContrastPair"), (3, "int"), ({"a": "b"}, "dict")]
+)
+def test_what_cannot_be_pairs_is_refused(pairs, kind):
+    with pytest.raises(
+        TypeError, match=rf"got a {kind}: expected the name of a concept, the path of a file of pairs, or"
+    ):
+        catalogue.concept_of(pairs)
+
+
+def test_a_file_that_calls_its_concept_otherwise_is_refused(home, model, extractions):
+    content = {
+        "concept": "good", "templates": [{"name": "t", "text": "{x}"}],
+        "items": [{"name": n, "x": {"positive": f"{n} please", "negative": f"{n} now"}} for n in "abcdefgh"],
+    }  # fmt: skip
+    path = home / "concepts" / "bad.json"
+    path.write_text(json.dumps(content))
+    message = r"bad\.json: the concept in it is 'good', and the file's name says 'bad': make them one"
+    for use in (
+        lambda: catalogue.concepts(model),
+        lambda: catalogue.concept_of("bad", model),
+        lambda: store.resolve(model, "bad", zoo.tokenizer()),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert not extractions
+    assert catalogue.concept_of(path).name == "good"
+
+
+def test_concepts_are_listed_without_their_pairs(monkeypatch):
+    monkeypatch.setattr("repe.data.files._cross", lambda *_: pytest.fail("pairs are made"))
+    assert "honesty" in catalogue.concepts()
+
+
+def test_without_a_model_the_concepts_are_those_of_the_library():
+    described = catalogue.concepts()
+    assert "honesty" in described
+    assert all(described.values())
+    assert catalogue.find("honesty").is_file()
