@@ -12,7 +12,8 @@ import typer
 
 from repe.cli import arguments as ask
 from repe.cli import stored
-from repe.cli.terminal import Answer, Debug, command, draft_of, glossary, is_watched, speaking, visible, wants_colour
+from repe.cli.terminal import Answer, Debug, command, draft_of, is_watched, speaking, wants_colour, width
+from repe.display import table, visible
 
 HELP = """\
 Representation engineering: read the concepts a language model represents, steer along them, measure the trade-off.
@@ -62,7 +63,7 @@ def concepts(model: ask.Model = None) -> Answer:
     place = ask.Place(model)
     found = concepts(place)
     data = [{"name": name, "description": what, "file": find(name, place)} for name, what in found.items()]
-    return Answer(data, glossary(found))
+    return Answer(data, table("", ["", ""], found.items()).text(width()))
 
 
 @command(app)
@@ -106,7 +107,7 @@ def extract(
         batch_size=batch_size, progress=is_watched(),
     )  # fmt: skip
     path = vector.save(out or f"{vector.concept}.safetensors")
-    return Answer({**stored.about(vector), "file": path}, f"{stored.profile(vector)}\nsaved: {path}")
+    return Answer({**stored.about(vector), "file": path}, f"{vector.text()}\nsaved: {path}")
 
 
 @command(app)
@@ -129,7 +130,6 @@ def read(
     """
     given, at, strengths = ask.texts_of(texts, file), ask.blocks_of(blocks), ask.strengths_of(steer)
     loaded, tokenizer = ask.load(model, device)
-    from repe.display import colored
     from repe.reading.read import read
 
     vector = ask.vector_of(loaded, tokenizer, concept)
@@ -141,7 +141,7 @@ def read(
         | {"best": r.best, "scores": r.scores}
         for text, r in zip(given, readings, strict=True)
     ]
-    return Answer(data, "\n\n".join(colored(reading, color=wants_colour()) for reading in readings))
+    return Answer(data, "\n\n".join(reading.text(color=wants_colour()) for reading in readings))
 
 
 @command(app)

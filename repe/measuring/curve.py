@@ -138,7 +138,7 @@ class TradeoffCurve(ByValue):
         return "\n".join([f"{self.concept}, steered", *lines, note])
 
     def _repr_html_(self) -> str:
-        return showing.table(f"{self.concept}, steered", *self._table())
+        return showing.table(f"{self.concept}, steered", *self._table()).html()
 
     __repr__ = __str__
 
