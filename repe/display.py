@@ -24,7 +24,6 @@ MORE_OF_256, LESS_OF_256, BLACK_OF_256 = (146, 141, 99), (180, 215, 208), 16
 STEPS = (0.25, 0.75, 1.5)  # scores from which a colour is shown
 TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 ENDLESS = 10**9  # columns
-MANY = 12  # rows
 
 
 def visible(text: str, spared: str = "\n\t") -> str:
@@ -185,56 +184,3 @@ def _legend(color: bool) -> str:
         return f"[score] beyond ±{STEPS[0]:g}, poles at ±1"
     samples = [*(-step for step in reversed(STEPS)), *STEPS]
     return " ".join(_painted(f" {sample:+g} ", sample) for sample in samples) + " poles at ±1"
-
-
-# of a handle
-
-
-def of_steering(handle: Any, gate: Any) -> str:
-    """A row of what the handle does, the gate among it."""
-    facts, state = _facts(handle, gate), "attached" if handle.attached else "removed"
-    return table(f"steering along {_along(handle)}, {state}", [*facts], [[*facts.values()]]).html()
-
-
-def steering_line(handle: Any, gate: Any) -> str:
-    facts = [f"{name}={fact}" for name, fact in _facts(handle, gate).items()]
-    return f"Steering({', '.join([repr(_along(handle)), *facts])}{'' if handle.attached else ', removed'})"
-
-
-def _facts(handle: Any, gate: Any) -> dict[str, str]:
-    """What a handle does, by what it is called in `repe.steer`; what is not set is left out."""
-    plan, scope = handle.plan, handle.scope
-    options = plan.options
-    shape = getattr(scope, "shape", None)
-    facts = {
-        "alpha": _alpha(handle.alpha),
-        "edit": repr(plan.edit),
-        "target": None if options.target is None else f"{options.target:g}",
-        "theta": None if options.theta is None else f"{options.theta:.3g}",
-        "unit": repr(plan.unit) if plan.has_length else None,
-        "keep_norm": "True" if options.keep_norm else None,
-        "site": repr(handle.site),
-        "blocks": str(list(handle.blocks)),
-        "scope": repr(scope) if shape is None else f"mask of {tuple(shape)}",
-        "gate": None if gate is None else _gate(gate),
-    }
-    return {name: fact for name, fact in facts.items() if fact is not None}
-
-
-def _along(handle: Any) -> str:
-    return ", ".join(vector.concept for vector in handle.plan.vectors) or "constants"
-
-
-def _alpha(alpha: Any) -> str:
-    if isinstance(alpha, float):
-        return f"{alpha:g}"
-    return f"{len(alpha)} rows" if len(alpha) > MANY else f"[{', '.join(f'{one:g}' for one in alpha.tolist())}]"
-
-
-def _gate(decide: Any) -> str:
-    """A `Gate`, of which the handle holds the method that decides, or a function."""
-    gate: Any = getattr(decide, "__self__", None)
-    if not all(hasattr(gate, name) for name in ("vector", "threshold", "above", "at", "token")):
-        return getattr(decide, "__qualname__", type(decide).__name__)
-    sign = ">" if gate.above else "<"
-    return f"Gate({gate.vector.concept!r} {sign} {gate.threshold:g} at block {gate.at}, {gate.token} token)"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from repe import display as showing
+from repe import display
 from repe.measuring.choice import Choice, Fits, Rehearsal, choose, fit_all, rehearse
 from repe.measuring.fits import Array, Estimate, Measured
 from repe.measuring.scores import Baseline, ByValue, Control, Costs, Scores, check_scores, freeze, numbers_in, texts_in
@@ -138,7 +138,7 @@ class TradeoffCurve(ByValue):
         return "\n".join([f"{self.concept}, steered", *lines, note])
 
     def _repr_html_(self) -> str:
-        return showing.table(f"{self.concept}, steered", *self._table()).html()
+        return display.table(f"{self.concept}, steered", *self._table()).html()
 
     __repr__ = __str__
 
