@@ -5,6 +5,4 @@
 
 from pathlib import Path
 
-__all__ = ["FOLDER"]
-
-FOLDER = Path(__file__).parent / "model"  # what `repe.load()` loads, known without loading anything
+FOLDER = Path(__file__).parent / "model"
