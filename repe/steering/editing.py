@@ -13,7 +13,7 @@ from repe.models.blocks import hidden_of, with_hidden
 from repe.models.call import Forward
 from repe.models.hooks import Hook
 from repe.models.tracking import is_running
-from repe.ops.reference import plus
+from repe.ops.plus import plus
 
 if TYPE_CHECKING:
     from repe.steering.handle import Steering
