@@ -30,7 +30,7 @@ from .steering.gate import Gate as Gate
 from .steering.handle import Steering as Steering
 from .steering.handle import detach as detach
 from .steering.handle import status as status
-from .steering.handle import steer as steer
 from .steering.kinds import loreft as loreft
+from .steering.steer import steer as steer
 
 __version__: str
