@@ -355,8 +355,19 @@ def bench(ctx: typer.Context) -> None:
     repe bench --help lists its options.
     """
     with speaking():
-        code = importlib.import_module("repe.bench").main(list(ctx.args))
+        code = benchmarks().main(list(ctx.args))
     raise typer.Exit(code or 0)
+
+
+def benchmarks() -> Any:
+    try:
+        return importlib.import_module("repe.bench")
+    except ModuleNotFoundError as error:
+        if error.name != "repe.bench":
+            raise
+        raise FileNotFoundError(
+            "the benchmarks are not installed: they live in the repository, where `make bench` runs them"
+        ) from None
 
 
 # pictures
