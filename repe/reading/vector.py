@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from repe import display as showing
+from repe.models.files import draft_of
 
 PER_DIRECTION = ("write", "read", "center")
 PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
@@ -245,18 +245,14 @@ class ConceptVector:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a safetensors file, whole or not at all, and returns its path."""
-        path = Path(path)
         header = {name: getattr(self, name) for name in ("concept", "site", "stack")}
         header |= {"blocks": list(self.blocks), "recommended": list(self.recommended)}
         header |= {"provenance": dict(self.provenance), "format": FORMAT}
         # a copy of each, as safetensors refuses tensors that share memory
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            draft = Path(folder) / "draft"
+        with draft_of(path) as draft:
             draft.write_bytes(save(tensors, metadata={"repe": json.dumps(header)}))
-            os.replace(draft, path)
-        return path
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ConceptVector:
