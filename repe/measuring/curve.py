@@ -19,23 +19,13 @@ import numpy as np
 
 from repe import display as showing
 from repe.measuring.choice import Choice, Rehearsal, Trade
-from repe.measuring.fits import (
-    Fit,
-    Fits,
-    fit_bell,
-    fit_growth,
-    fit_kl,
-    fit_line,
-    fit_normality,
-    fit_quadratics,
-    fit_steerability,
-    fit_tanh,
-)
+from repe.measuring.fits import Fits, fit_all
 from repe.measuring.intervals import Array, Estimate, Measured
 from repe.models.files import draft_of
 
 FORMAT = "repe.curve/1"
 CERTAIN = 1e-3  # how far above 0 rounding may lift the logarithm of a probability
+COLUMNS = ("behaviour", "difference", "helpfulness", "full", "accuracy", "loss", "kl", "cross_entropy", "change")
 SHOWN = ("behaviour", "helpfulness", "loss", "kl")
 ROWS = 11
 
@@ -258,36 +248,13 @@ class TradeoffCurve(ByValue):
         return self.fit()
 
     def fit(self, *, reach: float = 2.0, seed: int = 0) -> Fits:
-        """Fit everything that was measured.
-
-        Args:
-            reach: the largest |alpha| that counts as near 0, for all that is linear there.
-            seed: of the resampling.
-        """
-        aligned, helpful, costs, control = self.alignment, self.helpfulness, self.costs, self.control
-        growth = "norm of the last hidden state's change"
-
-        def measured(values: Array, groups: Sequence[str] | None = None) -> Measured:
-            return Measured(self.alphas, values, groups, seed)
-
-        right = measured(helpful.probability, helpful.groups)
-        line = fit_line(measured(aligned.difference, aligned.groups), reach=reach)
-        kl, change, steerability = (Fit(what, reason="not measured") for what in ("KL divergence", growth, "control"))
-        if costs.kl is not None:
-            kl = fit_kl(measured(costs.kl))
-        if costs.change is not None:
-            change = fit_growth(growth, measured(costs.change), reach=reach)
-        if control is not None:
-            steerability = fit_steerability(line, measured(control.difference.T), measured(control.helpfulness.T))
-        tanh, bell = fit_tanh(measured(aligned.behaviour, aligned.groups)), fit_bell(right, helpful.floor)
-        quadratics = fit_quadratics(right, measured(helpful.log_probability, helpful.groups))
-        normality = fit_normality(measured(helpful.difference, helpful.groups), reach=reach)
-        return Fits(line, tanh, *quadratics, bell, kl, change, normality, steerability)
+        """Fit everything that was measured: see `repe.measuring.fits.fit_all`. The seed is of the resampling."""
+        return fit_all(self._measured(seed), self.helpfulness.floor, reach=reach)
 
     def best(self, budget: float = 0.05, *, seed: int = 0, sign: int | None = 1) -> Choice:
         """Choose the strength that gains most within a budget: see `repe.measuring.choice.Trade.choose`.
 
-        The seed is that of the split and of the resampling.
+        The seed is of the split and of the resampling.
         """
         return self._trade(seed).choose(budget, sign=sign)
 
@@ -295,33 +262,40 @@ class TradeoffCurve(ByValue):
         """Try how often `best` keeps its budget over random splits: see `repe.measuring.choice.Trade.rehearse`."""
         return self._trade(seed).rehearse(splits, budget, sign=sign)
 
-    def _trade(self, seed: int) -> Trade:
-        behaviour = Measured(self.alphas, self.alignment.behaviour, self.alignment.groups, seed)
-        right = Measured(self.alphas, self.helpfulness.probability, self.helpfulness.groups, seed)
-        return Trade(behaviour, right, None if self.control is None else self.control.behaviour)
-
     @cached_property
     def columns(self) -> dict[str, Array]:
         """The curve as columns, each (alphas,): means over items, and the ends of their intervals."""
-        aligned, helpful, costs = self.alignment, self.helpfulness, self.costs
-        right = Measured(self.alphas, helpful.probability, helpful.groups)
-        measured = {
-            "behaviour": Measured(self.alphas, aligned.behaviour, aligned.groups),
-            "difference": Measured(self.alphas, aligned.difference, aligned.groups),
-            "helpfulness": right,
-            "full": Measured(self.alphas, helpful.full, helpful.groups),
-            "accuracy": Measured(self.alphas, helpful.accuracy, helpful.groups),
-            "loss": right.loss,
-        }
-        for name in ("kl", "cross_entropy", "change"):
-            if (values := getattr(costs, name)) is not None:
-                measured[name] = Measured(self.alphas, values)
+        measured = self._measured(0)
+        measured["loss"] = measured["helpfulness"].loss
         columns = {"alpha": self.alphas}
-        for name, each in measured.items():
-            rows = np.array([(e.value, e.low, e.high) for e in each.estimates()])
-            columns |= dict(zip((name, f"{name}_low", f"{name}_high"), rows.T, strict=True))
-        single = {"kl_p95": costs.kl_p95, "perplexity": costs.perplexity}
+        for name in COLUMNS:
+            if name in measured:
+                ends = np.array([(e.value, e.low, e.high) for e in measured[name].estimates()]).T
+                columns |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+        single = {"kl_p95": self.costs.kl_p95, "perplexity": self.costs.perplexity}
         return columns | {name: values for name, values in single.items() if values is not None}
+
+    def _measured(self, seed: int) -> dict[str, Measured]:
+        """What was measured of items, texts and random directions, by name; what was not is not there."""
+        aligned, helpful, costs, random = self.alignment, self.helpfulness, self.costs, self.control
+        of_items: dict[str, tuple[Scores, Array]] = {
+            "behaviour": (aligned, aligned.behaviour),
+            "difference": (aligned, aligned.difference),
+            "helpfulness": (helpful, helpful.probability),
+            "log_helpfulness": (helpful, helpful.log_probability),
+            "helpful_difference": (helpful, helpful.difference),
+            "full": (helpful, helpful.full),
+            "accuracy": (helpful, helpful.accuracy),
+        }
+        others = {"kl": costs.kl, "cross_entropy": costs.cross_entropy, "change": costs.change}
+        if random is not None:
+            others |= {f"random_{name}": getattr(random, name).T for name in ("difference", "helpfulness")}
+        measured = {n: Measured(self.alphas, values, s.groups, seed) for n, (s, values) in of_items.items()}
+        return measured | {n: Measured(self.alphas, v, seed=seed) for n, v in others.items() if v is not None}
+
+    def _trade(self, seed: int) -> Trade:
+        measured, random = self._measured(seed), self.control
+        return Trade(measured["behaviour"], measured["helpfulness"], None if random is None else random.behaviour)
 
     # how it is shown
 

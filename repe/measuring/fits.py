@@ -88,6 +88,35 @@ class Fits:
         return "\n".join(str(getattr(self, f.name)) for f in fields(self))
 
 
+def fit_all(measured: Mapping[str, Measured], floor: float, *, reach: float = 2.0) -> Fits:
+    """Fit everything that was measured.
+
+    Args:
+        measured: by the names that a `TradeoffCurve` gives them; those of `kl`, `change` and the random directions may
+            be missing.
+        floor: the P(right) of guessing.
+        reach: the largest |alpha| that counts as near 0, for all that is linear there.
+    """
+    line, growth = fit_line(measured["difference"], reach=reach), "norm of the last hidden state's change"
+    kl, change, steerability = (Fit(what, reason="not measured") for what in ("KL divergence", growth, "control"))
+    if "kl" in measured:
+        kl = fit_kl(measured["kl"])
+    if "change" in measured:
+        change = fit_growth(growth, measured["change"], reach=reach)
+    if "random_difference" in measured:
+        steerability = fit_steerability(line, measured["random_difference"], measured["random_helpfulness"])
+    return Fits(
+        line,
+        fit_tanh(measured["behaviour"]),
+        *fit_quadratics(measured["helpfulness"], measured["log_helpfulness"]),
+        fit_bell(measured["helpfulness"], floor),
+        kl,
+        change,
+        fit_normality(measured["helpful_difference"], reach=reach),
+        steerability,
+    )
+
+
 def fit_line(difference: Measured, *, reach: float = 2.0) -> Fit:
     """Fit the logit difference as a line in alpha, item by item, where |alpha| <= reach.
 
