@@ -12,7 +12,8 @@ import typer
 
 from repe.cli import arguments as ask
 from repe.cli import stored
-from repe.cli.terminal import Answer, Debug, command, draft_of, glossary, is_watched, speaking, visible, wants_colour
+from repe.cli.terminal import Answer, Debug, command, glossary, is_watched, speaking, visible, wants_colour
+from repe.models.files import draft_of
 
 HELP = """\
 Representation engineering: read the concepts a language model represents, steer along them, measure the trade-off.

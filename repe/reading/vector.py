@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from repe import display as showing
+from repe.models.files import draft_of
 
 PER_DIRECTION = ("write", "read", "center")
 PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
@@ -252,15 +252,11 @@ class ConceptVector:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a safetensors file, whole or not at all, and returns its path."""
-        path = Path(path)
         # a copy of each, as safetensors refuses tensors that share memory
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            draft = Path(folder) / "draft"
+        with draft_of(path) as draft:
             draft.write_bytes(save(tensors, metadata={"repe": json.dumps(self._header)}))
-            os.replace(draft, path)
-        return path
+        return Path(path)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data that `from_json` makes the vector of again."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
+import repe.models.files
 import repe.reading.vector
 from repe.reading.vector import PER_BLOCK, PER_DIRECTION, ConceptVector
 
@@ -547,7 +548,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_draft(tmp_path, monk
         full_disk()
 
     for target, name, failure in (
-        (repe.reading.vector.os, "replace", full_disk),
+        (repe.models.files.os, "replace", full_disk),
         (repe.reading.vector.Path, "write_bytes", half),
     ):
         with monkeypatch.context() as broken:
