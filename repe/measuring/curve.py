@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from repe import display as showing
+from repe import display
 from repe.measuring.choice import Choice, Rehearsal, Trade
 from repe.measuring.fits import Fits, fit_all
 from repe.measuring.intervals import Array, Estimate, Measured
@@ -338,7 +338,7 @@ class TradeoffCurve(ByValue):
         return "\n".join([f"{self.concept}, steered", *lines, note])
 
     def _repr_html_(self) -> str:
-        return showing.table(f"{self.concept}, steered", *self._table())
+        return display.table(f"{self.concept}, steered", *self._table()).html()
 
     __repr__ = __str__
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from repe import display as showing
+from repe import display
 from repe.models.files import draft_of
 
 PER_DIRECTION = ("write", "read", "center")
@@ -36,6 +36,9 @@ STEERED_BY = ("write", "read", "center", "scale", "sigma", "norm")
 MAY_BE_UNKNOWN = ("sigma", "accuracy", "separation")
 ROUNDING = 1e-6  # relative: what is left of a float32 direction once it has been taken away from itself
 NORMALISED = 1e-3  # how far `|write|` and `read . write` may be from 1
+SHOWN = ("accuracy", "separation", "scale", "sigma", "norm")
+TOLD = ("made", "reader", "pairs", "held_out_pairs", "model")  # of the provenance, where the vector is shown
+ROWS = 12  # shown in a notebook, at most, besides the recommended
 IDENTITY = ("model", "fingerprint")  # what provenance says of the model, whatever is made of the vector
 FORMAT = "repe.vector/1"
 
@@ -245,8 +248,31 @@ class ConceptVector:
 
         return profile(self, ax)
 
+    def text(self) -> str:
+        """A table of the blocks, and what the vector was made of."""
+        return str(self._table(range(len(self.blocks))))
+
+    def html(self) -> str:
+        """The same for notebooks, which show it of themselves. Of many blocks there are some, and the recommended."""
+        count = len(self.blocks)
+        spread = torch.linspace(0, count - 1, min(count, ROWS)).round().int().tolist()
+        return self._table({*spread, *map(self.row, self.recommended)}).html()
+
+    def _table(self, rows: Iterable[int]) -> display.Table:
+        where = "" if self.site == "block" else f", at the site {self.site!r}"
+        title = f"{self.concept}: {len(self.blocks)} block{'s' * (len(self.blocks) != 1)} x {self.d_model}{where}"
+        shown = [self._cells(row) for row in sorted(rows, key=lambda row: self.blocks[row])]
+        made = (f"{key.replace('_', ' ')}: {self.provenance[key]}" for key in TOLD if key in self.provenance)
+        return display.table(title, ["block", *SHOWN], shown, ", ".join(made))
+
+    def _cells(self, row: int) -> list[str]:
+        block = self.blocks[row]
+        numbers = [float(getattr(self, name)[row]) for name in SHOWN]
+        mark = " ← recommended" if block in self.recommended else ""
+        return [f"{block}{mark}", *("unknown" if math.isnan(number) else f"{number:.3g}" for number in numbers)]
+
     def _repr_html_(self) -> str:
-        return showing.of_vector(self)
+        return self.html()
 
     # files
 

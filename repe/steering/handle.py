@@ -221,7 +221,7 @@ class Steering:
         alphas = [f"{alpha:g}" for alpha in self._alphas.tolist()]
         rows = f"{len(alphas)} rows" if len(alphas) > MANY else f"[{', '.join(alphas)}]"
         alpha = {"alpha": alphas[0] if self._has_one_alpha else rows}
-        return alpha | self._edit.facts | {"blocks": str(list(self.blocks))}
+        return alpha | replace(self._edit, gate=self._placement.gate).facts | {"blocks": str(list(self.blocks))}
 
     def __repr__(self) -> str:
         facts = [f"{name}={fact}" for name, fact in self._facts.items()]
@@ -229,7 +229,7 @@ class Steering:
 
     def _repr_html_(self) -> str:
         state = "attached" if self.attached else "removed"
-        return table(f"steering along {self._edit.name}, {state}", [*self._facts], [[*self._facts.values()]])
+        return table(f"steering along {self._edit.name}, {state}", [*self._facts], [[*self._facts.values()]]).html()
 
     # what the tracker of calls tells
 

@@ -290,7 +290,7 @@ def _side(name: str, side: Side | None, title: str, concept: int, by_unsteered: 
         scores = side.unsteered_scores if by_unsteered else side.scores
         pieces = [side.pieces[i] for i in shown]
         said, costs = escape("".join(pieces)), _costs(side)
-        scored = tokens(title, pieces, [float(scores[i, concept]) for i in shown])
+        scored = tokens(title, pieces, [float(scores[i, concept]) for i in shown]).html()
     return (
         f'<div class="repe-side repe-{name}"><b>{name}</b><div class="repe-said">{said}</div>'
         f'<div class="repe-costs">{costs}</div>{scored}</div>'
