@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from repe.models.blocks import Stack, find_stack, is_encoder_decoder
+from repe.models.families import CLOSING, FIRST, MIXTURE, Family
 from repe.models.tracking import trackers_of
 from repe.ops import Coefficients, reference
 from repe.reading.store import warn_if_foreign
@@ -27,16 +28,6 @@ from repe.steering import kinds as edits
 from repe.steering.precision import Precision
 
 INSTEAD = "steer with hooks instead, repe.steer"
-# How a config says that there are biases: "attention_bias" for Cohere, whose attention writes where its mlp does.
-FLAGS = ("mlp_bias", "use_bias", "bias", "enable_bias", "attention_bias")
-# The projection that a part of a block ends in, and those before it in an mlp that holds nothing else.
-LAST = {"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "Wo", "o_proj", "out_proj", "dense"}
-FIRST = {"gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "fc_in", "dense_h_to_4h", "Wi"}
-MIXTURE = {"experts", "gate", "router"}
-ROUTERS_OF_SUM_1 = {"GptOssTopKRouter"}
-GRANITE = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-NORMED = {"Block", "MiniMaxDecoderLayer"}  # a norm after each sum, by parts with names like GPT-2's and Llama's
-FINAL_NORMS = {"norm", "norm_f", "ln_f", "final_layernorm", "final_layer_norm"}
 
 
 def bake(
@@ -210,7 +201,7 @@ def _refusal(model: nn.Module, why: str) -> ValueError:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Writer:
     """A parameter, perhaps still to be made, that writes to the stream along its dimension `axis`, times `factor`."""
 
     module: nn.Module
@@ -226,21 +217,21 @@ class Place:
         return next(f"{path}.{self.name}" for path, module in model.named_modules() if module is self.module)
 
 
-def _fold(model: nn.Module, place: Place, value: Any, strength: float, constants: Coefficients) -> Swap:
+def _fold(model: nn.Module, writer: Writer, value: Any, strength: float, constants: Coefficients) -> Swap:
     """Applies an edit to what a parameter writes, or one that is made for it: `value`."""
-    label = place.label(model)
+    label = writer.label(model)
     _check_plain(model, label, value)
-    rows = value.movedim(place.axis, -1)
-    if len(_holders(model, value)) > 1 + isinstance(place.module, nn.Embedding):
+    rows = value.movedim(writer.axis, -1)
+    if len(_holders(model, value)) > 1 + isinstance(writer.module, nn.Embedding):
         raise _refusal(model, f"{label} is shared with another module")
     if rows.shape[-1] != constants.write.shape[-1]:
         raise _refusal(model, f"{label} has the shape {tuple(value.shape)}, and what it writes another than the stream")
-    amount = torch.full((1, 1), strength / place.factor, device=value.device)
+    amount = torch.full((1, 1), strength / writer.factor, device=value.device)
     edited = reference.edit(rows.reshape(1, -1, rows.shape[-1]), amount, constants.to(value.device))
-    latter = edited.reshape(rows.shape).movedim(-1, place.axis).contiguous()
+    latter = edited.reshape(rows.shape).movedim(-1, writer.axis).contiguous()
     if not (latter.isfinite() | ~value.isfinite()).all():
         raise OverflowError(f"{label} would become more than {value.dtype} holds: lower alpha")
-    return Swap(place.module, place.name, label, nn.Parameter(latter, requires_grad=value.requires_grad))
+    return Swap(writer.module, writer.name, label, nn.Parameter(latter, requires_grad=value.requires_grad))
 
 
 def _holders(model: nn.Module, value: Tensor) -> list[nn.Module]:
@@ -253,35 +244,25 @@ def _check_plain(model: nn.Module, label: str, value: Any) -> None:
         raise _refusal(model, f"{label} is a {kind} and no plain weight: load the model whole, in memory, in bfloat16")
 
 
-def _parts(model: nn.Module, stack: Stack, number: int) -> list[nn.Module]:
-    """What a block adds to the stream: its attention and its mlp, or the mixer that it has instead."""
-    block: Any = stack.blocks[number]
-    is_bart = hasattr(block, "final_layer_norm") and not hasattr(block, "do_layer_norm_before")
-    if is_bart or type(block).__name__ in NORMED or _closing_norm(block) is not None:
-        raise _refusal(model, "a norm stands, or may stand, between the sum of each block and its output")
+def _added(model: nn.Module, stack: Stack, number: int) -> tuple[list[nn.Module], float]:
+    """What a block adds to the stream, its attention and its mlp or the mixer that it has instead, and times what."""
+    closing = CLOSING if stack.closing_norm(number) is not None else ""
+    if why := stack.family(number).without.get("bake", closing):
+        raise _refusal(model, why)
     try:
-        if hasattr(block, "residual_multiplier") and _with_weights(block).keys() == GRANITE:
-            return [block.self_attn, block.mlp]
-        mixer = [stack.site("attention", number)]
-        return mixer if hasattr(block, "mixer") else [*mixer, getattr(block, "fc2", None) or stack.site("mlp", number)]
-    except (AttributeError, ValueError) as error:
-        raise _refusal(model, f"the arithmetic of its blocks, {type(block).__name__}, is not known") from error
+        return stack.added(number)
+    except ValueError as error:
+        raise _refusal(model, str(error)) from error
 
 
-def _closing_norm(block: Any) -> Any:
-    """The norm between the sum of a block and its output, where there is one."""
-    if getattr(block, "do_layer_norm_before", True) is False:
-        return block.final_layer_norm
-    return getattr(block, "output_layer_norm", None) or getattr(getattr(block, "output", None), "LayerNorm", None)
-
-
-def _projection(model: nn.Module, part: nn.Module) -> nn.Module:
+def _projection(model: nn.Module, part: nn.Module, family: Family) -> nn.Module:
     """The projection that a part of a block ends in."""
-    children = {"dense": part} if isinstance(part, nn.Linear | Conv1D) else _with_weights(part)
-    last = LAST & children.keys()
-    if len(last) != 1 or (FIRST & children.keys() and not children.keys() <= FIRST | LAST):
+    if isinstance(part, nn.Linear | Conv1D):
+        return part
+    children, last = _with_weights(part), set(family.last)
+    if len(last & children.keys()) != 1 or (FIRST & children.keys() and not children.keys() <= FIRST | last):
         raise _refusal(model, f"what its blocks add comes out of {type(part).__name__}, and not of a projection")
-    return children[last.pop()]
+    return children[(last & children.keys()).pop()]
 
 
 def _experts(part: nn.Module) -> Any:
@@ -297,45 +278,46 @@ def _with_weights(module: nn.Module) -> dict[str, Any]:
 
 def _add(model: nn.Module, stack: Stack, plan: edits.Plan, numbers: Sequence[int], strength: float) -> list[Swap]:
     choices = {number: _biases(model, stack, number) for number in numbers}
-    there = {number: [place for place in places if place.value is not None] for number, places in choices.items()}
-    swaps, made = ([], {}) if all(there.values()) else _make(model, stack, list(choices.values()))
-    for number, places in choices.items():
-        place = [*there[number], *(place for place in places if place.label(model) in made)][0]
-        value = made.pop(place.label(model)) if place.value is None else place.value
-        swaps.append(_fold(model, place, value, strength, plan.at(number, len(numbers))))
+    there = {number: [writer for writer in biases if writer.value is not None] for number, biases in choices.items()}
+    swaps, made = ([], {}) if all(there.values()) else _make(model, stack, choices)
+    for number, biases in choices.items():
+        writer = [*there[number], *(bias for bias in biases if bias.label(model) in made)][0]
+        value = made.pop(writer.label(model)) if writer.value is None else writer.value
+        swaps.append(_fold(model, writer, value, strength, plan.at(number, len(numbers))))
         (step, norm), precision = plan.step(number, len(numbers)), Precision()
         precision.is_new(number, value.dtype, 0)
         precision.check(number, value.dtype, abs(strength) * step, norm)
     return swaps + [Swap(model.get_submodule(label[: -len(".bias")]), "bias", label, p) for label, p in made.items()]
 
 
-def _biases(model: nn.Module, stack: Stack, number: int) -> list[Place]:
+def _biases(model: nn.Module, stack: Stack, number: int) -> list[Writer]:
     """The biases, there or not, that would be added to a block's output once, and that nothing in the block reads."""
-    block: Any = stack.blocks[number]
-    if (norm := _closing_norm(block)) is not None:
-        return [Place(norm, "bias")]
-    *others, last = _parts(model, stack, number)
+    family = stack.family(number)
+    if (norm := stack.closing_norm(number)) is not None:
+        return [Writer(norm, "bias")]
+    (*others, last), factor = _added(model, stack, number)
     if (experts := _experts(last)) is not None:
-        if not (experts.has_bias and any(type(part).__name__ in ROUTERS_OF_SUM_1 for part in last.children())):
+        if not (experts.has_bias and family.router in {type(part).__name__ for part in last.children()}):
             raise _refusal(model, "its mlp is a mixture of experts, without biases that together are added once")
-        return [Place(experts, "down_proj_bias")]
-    if any(getattr(part, "slow_but_exact", False) and part.pretraining_tp > 1 for part in block.modules()):
+        return [Writer(experts, "down_proj_bias")]
+    slow: list[Any] = [part for part in stack.blocks[number].modules() if getattr(part, "slow_but_exact", False)]
+    if any(part.pretraining_tp > 1 for part in slow):
         raise _refusal(model, "under pretraining_tp its projections leave their biases out")
-    is_parallel = _with_weights(block).keys() == {"self_attn", "mlp", "input_layernorm"}
-    factor = getattr(block, "residual_multiplier", 1.0)
-    return [Place(_projection(model, part), "bias", factor=factor) for part in [last, *others][: 1 + is_parallel]]
+    unread = [last, *others] if family.parallel else [last]
+    return [Writer(_projection(model, part, family), "bias", factor=factor) for part in unread]
 
 
-def _make(model: Any, stack: Stack, choices: Sequence[list[Place]]) -> tuple[list[Swap], dict[str, nn.Parameter]]:
-    """The setting under which every block has one of its places, and all the biases, of 0, that come with it."""
+def _make(model: Any, stack: Stack, choices: dict[int, list[Writer]]) -> tuple[list[Swap], dict[str, nn.Parameter]]:
+    """The setting under which every block has one of its biases, and all the biases, of 0, that come with it."""
     config = model.config.get_text_config() if hasattr(model, "config") else None
-    labels = [{place.label(model) for place in places} for places in choices]
-    for flag in (flag for flag in FLAGS if getattr(config, flag, None) is False):
-        lacking = _lacking(model, flag, True)
+    labels = [{writer.label(model) for writer in biases} for biases in choices.values()]
+    settings = dict.fromkeys(name for number in choices for name in stack.family(number).bias_settings)
+    for setting in (name for name in settings if getattr(config, name, None) is False):
+        lacking = _lacking(model, setting, True)
         if all(label.endswith(".bias") for label in lacking) and all(lacking.keys() & choice for choice in labels):
-            keepers = [config, *(part for part in stack.module.modules() if vars(part).get(flag) is False)]
+            keepers = [config, *(part for part in stack.module.modules() if vars(part).get(setting) is False)]
             made = {label: _zeros(model, label, shape) for label, shape in lacking.items()}
-            return [Swap(keeper, flag, f"config.{flag}", True) for keeper in keepers], made
+            return [Swap(keeper, setting, f"config.{setting}", True) for keeper in keepers], made
     why = f"it has no {min(labels[0])}, and no setting of its config makes one that a checkpoint would keep"
     raise _refusal(model, f"{why}. Llama, GPT-2, GPT-NeoX, Falcon, OPT, Phi, Starcoder2 and others have such biases")
 
@@ -359,18 +341,19 @@ def _zeros(model: nn.Module, label: str, shape: torch.Size) -> nn.Parameter:
 def _ablate(model: nn.Module, stack: Stack, plan: edits.Plan, numbers: Sequence[int], strength: float) -> list[Swap]:
     if len(numbers) != 1:
         raise ValueError(f"'ablate' takes one block's direction away, and blocks={list(numbers)} are several: name one")
-    constants = plan.at(numbers[0], 1)
     tables = _tables(model, stack)
-    untied = _untie(model, tables[0])
-    parts = [part for number in range(stack.n_blocks) for part in _parts(model, stack, number)]
-    places = [Place(table, "weight") for table in tables] + [place for part in parts for place in _outputs(model, part)]
-    return [*untied, *(_fold(model, place, place.value, strength, constants) for place in places)]
+    swaps, writers = _untie(model, tables[0]), [Writer(table, "weight") for table in tables]
+    for number in range(stack.n_blocks):
+        for part in _added(model, stack, number)[0]:
+            writers += _weights(model, part, stack.family(number))
+    constants = plan.at(numbers[0], 1)
+    return [*swaps, *(_fold(model, writer, writer.value, strength, constants) for writer in writers)]
 
 
 def _tables(model: Any, stack: Stack) -> list[Any]:
     """The embeddings that are summed where the stream begins: the tokens', and those of positions."""
-    token = stack.site("embedding", 0)
-    early = {name: part for name, part in _with_weights(stack.module).items() if name not in FINAL_NORMS}
+    token, final = stack.site("embedding", 0), stack.family(0).final_norms
+    early = {name: part for name, part in _with_weights(stack.module).items() if name not in final}
     tables = [part for part in early.values() if isinstance(part, nn.Embedding)]
     strange = [n for n, part in early.items() if part not in tables and stack.blocks[0] not in part.children()]
     if strange or token not in tables or model.config.get_text_config() is not model.config:
@@ -379,12 +362,15 @@ def _tables(model: Any, stack: Stack) -> list[Any]:
     return [token, *(table for table in tables if table is not token)]
 
 
-def _outputs(model: nn.Module, part: nn.Module) -> list[Place]:
+def _weights(model: nn.Module, part: nn.Module, family: Family) -> list[Writer]:
     if (experts := _experts(part)) is not None:
-        weight, bias = Place(experts, "down_proj", 2 if experts.is_transposed else 1), Place(experts, "down_proj_bias")
+        weight, bias = (
+            Writer(experts, "down_proj", 2 if experts.is_transposed else 1),
+            Writer(experts, "down_proj_bias"),
+        )
     else:
-        last = _projection(model, part)
-        weight, bias = Place(last, "weight", 1 if isinstance(last, Conv1D) else 0), Place(last, "bias")
+        last = _projection(model, part, family)
+        weight, bias = Writer(last, "weight", 1 if isinstance(last, Conv1D) else 0), Writer(last, "bias")
     return [weight] if bias.value is None else [weight, bias]
 
 
