@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from repe.models.blocks import device_of, find_stack, hidden_of, is_encoder_decoder
 from repe.models.families import turning_point
-from repe.models.hooks import Hook, put
 from repe.models.tokens import Text, encode, pad
+from repe.models.tracking import Hook, put
 from repe.reading.trees import (
     Tree,
     attached,

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -23,23 +22,23 @@ from repe.models.families import CLOSING, FIRST, MIXTURE, Family
 from repe.models.tracking import trackers_of
 from repe.ops import Coefficients, reference
 from repe.reading.store import warn_if_foreign
-from repe.reading.vector import ConceptVector
-from repe.steering import kinds as edits
+from repe.steering.edit import Edit, EditOptions, Placement, spells_options
 from repe.steering.precision import Precision
+from repe.steering.steer import Steered, edit_of
+from repe.steering.swap import Swap, put
 
 INSTEAD = "steer with hooks instead, repe.steer"
 
 
+@spells_options
 def bake(
     model: nn.Module,
-    vector: ConceptVector | Sequence[ConceptVector],
+    concept: Steered,
     alpha: float = 1.0,
     *,
-    blocks: Any = "auto",
-    edit: str = "add",
-    unit: str = "gap",
-    site: str | None = None,
+    tokenizer: Any = None,
     blocks_at: str | None = None,
+    **options: Unpack[EditOptions],
 ) -> Baked:
     """Folds an edit into the weights of a model, which is changed, so that it runs and is saved like any other.
 
@@ -56,14 +55,12 @@ def bake(
 
     Args:
         model: a model of `transformers` with plain floating-point weights.
-        vector: the concept's, or several, which act together; of the site "block" for "add".
+        concept: as in `repe.steer`; the directions of one block for "ablate".
         alpha: the strength. For "ablate" 1 takes the whole direction away; 0 changes nothing.
-        blocks: block numbers, "all", or "auto" for those that the vector recommends. For "ablate" the one block whose
-            direction is taken. Try several: what is left of the concept scores `-midpoint / scale` there.
-        edit: "add" or "ablate".
-        unit: of alpha, for "add": see `repe.steer`.
-        site: "block" or None, as nothing else can be baked.
-        blocks_at: the dotted path of the list of blocks, where it cannot be found.
+        tokenizer, blocks_at: as in `repe.steer`.
+        options: those of `repe.steer`, as far as weights can take them: edit="add" or "ablate", scope="all", no gate,
+            no keep_norm, site="block". With "ablate", `blocks` is the one block whose direction is taken. Try several:
+            what is left of the concept scores `-midpoint / scale` there.
 
     Returns:
         What was done, which can be undone; also a context manager that undoes it at its end.
@@ -75,17 +72,19 @@ def bake(
 
     Source: Arditi et al. (arXiv 2406.11717) for the orthogonalised weights.
     """
-    plan, strength = _plan(vector, alpha, edit, unit, site), float(alpha)
-    model = getattr(model, "_orig_mod", model)
-    stack = find_stack(model, plan.stack, blocks_at)
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
+        raise ValueError(f"alpha is one finite number, as all rows have the same weights; got {alpha!r:.200}")
+    model, strength = getattr(model, "_orig_mod", model), float(alpha)
     _check_bakeable(model)
-    plan.check_fits(stack.d_model, stack.n_blocks)
-    numbers = stack.indices(list(plan.recommended) if isinstance(blocks, str) and blocks == "auto" else blocks)
-    for each in plan.vectors:
-        warn_if_foreign(model, each)
+    edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
+    _check_is_of_weights(edit)
+    stack = find_stack(model, edit.stack, blocks_at)
+    placement = edit.on(stack)
+    for vector in edit.vectors:
+        warn_if_foreign(model, vector)
     with torch.inference_mode(False), torch.no_grad():
-        swaps = (_add if edit == "add" else _ablate)(model, stack, plan, numbers, strength)
-        return Baked(model, plan, strength, numbers, swaps if strength else [])
+        swaps = (_add if edit.kind == "add" else _ablate)(model, stack, placement, strength)
+        return Baked(model, edit, strength, placement.blocks, swaps if strength else [])
 
 
 class Baked:
@@ -95,15 +94,15 @@ class Baked:
 
     Attributes:
         model: the model.
-        plan, alpha, blocks: what was folded in, and where.
+        edit, alpha, blocks: what was folded in, and where.
         changed: the names of the parameters and settings that are others now.
     """
 
-    def __init__(self, model: nn.Module, plan: edits.Plan, alpha: float, blocks: tuple[int, ...], swaps: list) -> None:
-        self.model, self.plan, self.alpha, self.blocks = model, plan, alpha, blocks
+    def __init__(self, model: nn.Module, edit: Edit, alpha: float, blocks: tuple[int, ...], swaps: list) -> None:
+        self.model, self.edit, self.alpha, self.blocks = model, edit, alpha, blocks
         self.changed = tuple(dict.fromkeys(swap.label for swap in swaps))
         self._swaps, self._undone = swaps, False
-        _put([(swap.owner, swap.name, swap.latter) for swap in swaps])
+        put([(swap.owner, swap.name, swap.latter) for swap in swaps])
 
     def undo(self) -> None:
         """Brings back the former weights, config and modules: the very same objects. Does nothing the second time.
@@ -116,7 +115,7 @@ class Baked:
         if touched := [swap.label for swap in self._swaps if not swap.is_untouched()]:
             what = f"{touched[0]} and {len(touched) - 1} more of what {self!r} changed"
             raise RuntimeError(f"{what} were written to or moved since: undo that first, or load the model anew")
-        _put([(swap.owner, swap.name, swap.former) for swap in self._swaps])
+        put([(swap.owner, swap.name, swap.former) for swap in self._swaps])
         self._undone = True
 
     def __enter__(self) -> Baked:
@@ -128,63 +127,28 @@ class Baked:
         self.undo()
 
     def __repr__(self) -> str:
-        what = ", ".join(v.concept for v in self.plan.vectors)
-        unit = f"unit={self.plan.unit!r}, " if self.plan.has_length else ""
+        what = self.edit.name
+        unit = f"unit={self.edit.unit!r}, " if self.edit.has_length else ""
         return (
-            f"Baked({what!r}, alpha={self.alpha:g}, edit={self.plan.edit!r}, {unit}"
+            f"Baked({what!r}, alpha={self.alpha:g}, edit={self.edit.kind!r}, {unit}"
             f"blocks={list(self.blocks)}{', undone' if self._undone else ''})"
         )
 
 
-class Swap:
-    """An attribute of a module or a config that is `former` and becomes `latter`."""
-
-    def __init__(self, owner: Any, name: str, label: str, latter: Any) -> None:
-        self.owner, self.name, self.label, self.latter = owner, name, label, latter
-        self.former = getattr(owner, name)
-        self.seals = (_seal(self.former), _seal(latter))
-
-    def is_untouched(self) -> bool:
-        """Whether the latter is in place, and neither of the two was written to or moved."""
-        present = getattr(self.owner, self.name)
-        in_place = present is self.latter if isinstance(self.latter, Tensor) else present == self.latter
-        return in_place and (_seal(self.former), _seal(present)) == self.seals
-
-
-def _seal(value: Any) -> Any:
-    """What differs once a tensor was written to or moved: a sum of each row's bits, weighted by where they stand."""
-    if not isinstance(value, Tensor):
-        return None
-    rows = value.detach().reshape(-1, value.shape[-1]).contiguous()
-    words = rows.view(torch.uint8 if rows.shape[1] * rows.element_size() % 8 else torch.int64)
-    weights = 2 * torch.arange(words.shape[1], device=words.device) + 1
-    return value.device, value.dtype, (words * weights).sum(-1).tolist()
-
-
-def _put(values: Sequence[tuple[Any, str, Any]]) -> None:
-    """Sets attributes, all of them or none."""
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
-    try:
-        for owner, name, value in values:
-            setattr(owner, name, value)
-    except BaseException:
-        for owner, name, value in reversed(before):
-            setattr(owner, name, value)
-        raise
-
-
-def _plan(vector: Any, alpha: Any, edit: str, unit: str, site: str | None) -> edits.Plan:
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
-        raise ValueError(f"alpha is one finite number, as all rows have the same weights; got {alpha!r:.200}")
-    if isinstance(vector, str | Coefficients):
-        raise TypeError(f"expected a ConceptVector, as `repe.extract` returns, or several; got {vector!r:.200}")
-    plan = edits.plan(vector, edit, unit, edits.Options())
-    if edit not in ("add", "ablate"):
-        raise ValueError(f"edit={edit!r} is no change of weights, as 'add' and 'ablate' are: {INSTEAD}")
-    asked = site or (plan.site if edit == "add" else "block")
-    if asked != "block":
-        raise ValueError(f"site={asked!r}: 'add' is baked at the site 'block' alone, 'ablate' everywhere. Or {INSTEAD}")
-    return plan
+def _check_is_of_weights(edit: Edit) -> None:
+    """Raises ValueError or TypeError for an edit that no weights do."""
+    if edit.constants is not None:
+        raise TypeError(f"expected a concept's name, a ConceptVector or several; got {edit.constants!r:.200}")
+    if edit.kind not in ("add", "ablate"):
+        raise ValueError(f"edit={edit.kind!r} is no change of weights, as 'add' and 'ablate' are: {INSTEAD}")
+    if edit.site != "block" and (edit.kind == "add" or edit.site != edit.vectors[0].site):
+        raise ValueError(
+            f"site={edit.site!r}: 'add' is baked at the site 'block' alone, 'ablate' everywhere. Or {INSTEAD}"
+        )
+    everywhere = {"scope": "all", "gate": None, "keep_norm": False}
+    for name, value in ((name, getattr(edit, name)) for name in everywhere):
+        if isinstance(value, Tensor) or value != everywhere[name]:
+            raise ValueError(f"{name}={value!r:.200}: weights do the same at all tokens of all rows. Or {INSTEAD}")
 
 
 def _check_bakeable(model: nn.Module) -> None:
@@ -276,15 +240,15 @@ def _with_weights(module: nn.Module) -> dict[str, Any]:
     return {name: child for name, child in module.named_children() if any(True for _ in child.parameters())}
 
 
-def _add(model: nn.Module, stack: Stack, plan: edits.Plan, numbers: Sequence[int], strength: float) -> list[Swap]:
-    choices = {number: _biases(model, stack, number) for number in numbers}
+def _add(model: nn.Module, stack: Stack, placement: Placement, strength: float) -> list[Swap]:
+    choices = {number: _biases(model, stack, number) for number in placement.blocks}
     there = {number: [writer for writer in biases if writer.value is not None] for number, biases in choices.items()}
     swaps, made = ([], {}) if all(there.values()) else _make(model, stack, choices)
     for number, biases in choices.items():
         writer = [*there[number], *(bias for bias in biases if bias.label(model) in made)][0]
         value = made.pop(writer.label(model)) if writer.value is None else writer.value
-        swaps.append(_fold(model, writer, value, strength, plan.at(number, len(numbers))))
-        (step, norm), precision = plan.step(number, len(numbers)), Precision()
+        swaps.append(_fold(model, writer, value, strength, placement.constants[number]))
+        (step, norm), precision = placement.lengths[number], Precision()
         precision.is_new(number, value.dtype, 0)
         precision.check(number, value.dtype, abs(strength) * step, norm)
     return swaps + [Swap(model.get_submodule(label[: -len(".bias")]), "bias", label, p) for label, p in made.items()]
@@ -338,15 +302,16 @@ def _zeros(model: nn.Module, label: str, shape: torch.Size) -> nn.Parameter:
     return nn.Parameter(weight.new_zeros(shape), requires_grad=weight.requires_grad)
 
 
-def _ablate(model: nn.Module, stack: Stack, plan: edits.Plan, numbers: Sequence[int], strength: float) -> list[Swap]:
-    if len(numbers) != 1:
-        raise ValueError(f"'ablate' takes one block's direction away, and blocks={list(numbers)} are several: name one")
+def _ablate(model: nn.Module, stack: Stack, placement: Placement, strength: float) -> list[Swap]:
+    if len(placement.blocks) != 1:
+        blocks = list(placement.blocks)
+        raise ValueError(f"'ablate' takes one block's direction away, and blocks={blocks} are several: name one")
+    (constants,) = placement.constants.values()
     tables = _tables(model, stack)
     swaps, writers = _untie(model, tables[0]), [Writer(table, "weight") for table in tables]
     for number in range(stack.n_blocks):
         for part in _added(model, stack, number)[0]:
             writers += _weights(model, part, stack.family(number))
-    constants = plan.at(numbers[0], 1)
     return [*swaps, *(_fold(model, writer, writer.value, strength, constants) for writer in writers)]
 
 
