@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repe.models.blocks import device_of, find_stack, hidden_of, is_encoder_decoder
+from repe.models.families import turning_point
 from repe.models.tokens import Text, encode, pad
 from repe.models.tracking import Hook, put
 from repe.reading.trees import (
@@ -34,7 +35,6 @@ from repe.reading.trees import (
     obstacle,
     pays,
     plant,
-    turning_point,
     witnesses,
 )  # fmt: skip
 

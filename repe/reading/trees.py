@@ -2,8 +2,8 @@
 
 In a causal model the activation at a token depends only on what stands before it: what several texts begin with is
 computed once. A tree is one row of nodes in depth-first order; a mask lets each see its ancestors alone, and its place
-in the text is its depth. Models that count columns instead are silently wrong: a list says which are known not to, and
-`disagreement` compares what came of a tree with what comes of a text alone.
+in the text is its depth. Models that count columns instead are silently wrong: `repe.models.families` says which are
+known not to, and `disagreement` compares what came of a tree with what comes of a text alone.
 """
 
 from __future__ import annotations
@@ -16,25 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repe.models.families import layer_types, obstacle_to_trees
+
 LIMIT = 768
 SMALLEST_LIMIT = 256
 """Nodes a tree, at most: see `limit_for`."""
 SHARE = 0.9
 """Trees pay where they and their check cost at most this share of what the texts cost."""
 
-FAMILIES = frozenset({
-    "apertus", "arcee", "biogpt", "codegen", "cohere", "cohere2", "cwm", "deepseek_v2", "deepseek_v3", "dots1",
-    "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm",
-    "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe",
-    "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama", "ministral", "ministral3",
-    "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3",
-    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
-    "vaultgemma", "xglm",
-})  # fmt: skip
-"""The model types that are exact on trees: places come from `position_ids` alone, and a 4D mask is obeyed as it is."""
-MASKED_BY_ADDING = ("eager", "sdpa")
 WINDOWED = "sliding_attention"
-LAYER_TYPES = {"full_attention", WINDOWED}
 
 TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.1}
 TOLERANCE = 1e-3
@@ -186,7 +176,7 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _windowed(visible: Tensor, depth: Tensor, config: Any) -> list[tuple[str, Tensor]]:
     """What is seen in every type of layer; a name of "" stands for all of them."""
-    window, types = getattr(config, "sliding_window", None), _layer_types(config)
+    window, types = getattr(config, "sliding_window", None), layer_types(config)
     if not window or (types and WINDOWED not in types):
         return [("", visible)]
     near = visible & (depth[:, :, None] - depth[:, None, :] < window)
@@ -209,44 +199,15 @@ def obstacle(module: nn.Module) -> str:
     `module` is the one that takes the stack's `input_ids`. What is attached to it stands in the way too: it was written
     for rows of text.
     """
-    config = getattr(module, "config", None)
-    family, attention = getattr(config, "model_type", None), getattr(config, "_attn_implementation", None)
     if any(getattr(part, "is_causal", True) is False for part in module.modules()):
         return "its attention is not causal, so that a token depends on those behind it"
-    if types := _layer_types(config) - LAYER_TYPES:
-        return f"it has layers of {', '.join(sorted(types))}, which do not look at a mask of ancestors"
-    if getattr(config, "alibi", False):
-        return "its attention counts columns (ALiBi), and in a tree they are not places"
-    if turning_point(config) is not None:
-        return "its rotary embedding depends on the longest text of a batch"
-    if family not in FAMILIES:
-        return f"model type {family!r} is not among those that are known to be exact on trees"
-    if attention not in MASKED_BY_ADDING:
-        return f"its attention is {attention!r}, and only {' and '.join(MASKED_BY_ADDING)} take a mask of ancestors"
+    if why_not := obstacle_to_trees(getattr(module, "config", None)):
+        return why_not
     if any(is_compiled(part) for part in module.modules()):
         return "a part of it is compiled, and would be compiled anew for trees"
     if any(attached(part) for part in module.modules()):
         return "something is attached to it (steering, or a hook) that expects rows of text: remove it first"
     return ""
-
-
-def turning_point(config: Any) -> int | None:
-    """The length beyond which the longest text of a batch decides how all of it is rotated; None where nothing does."""
-    for rope in _ropes(config):
-        if rope.get("rope_type") in ("longrope", "dynamic"):
-            trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-            return min(int(trained), config.max_position_embeddings)
-    return None
-
-
-def _ropes(config: Any) -> list[Any]:
-    """The rotary parameters, which may be one a type of layer."""
-    ropes = getattr(config, "rope_parameters", None) or {}
-    return [ropes] if "rope_type" in ropes else [rope for rope in ropes.values() if isinstance(rope, dict)]
-
-
-def _layer_types(config: Any) -> set[str]:
-    return set(getattr(config, "layer_types", None) or ())
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from repe.measuring.curve import Scores
 from repe.measuring.fanout import Fanout, Span
 from repe.measuring.scoring import log_likelihoods
 from repe.measuring.sweep import Record, scores_of, strengths_of, sweep, sweeps
+from repe.models import families
 from repe.reading import trees as prefixes
 from tests import oracles, zoo
 
@@ -486,8 +487,9 @@ def test_a_family_that_is_listed_by_mistake_is_found_out(
 ) -> None:
     model, how = built(name), {"scope": scope, "batch_tokens": 100}
     expected = sweep(model, tokenizer, vector, TASKS, ALPHAS, **how)
-    monkeypatch.setattr(prefixes, "FAMILIES", prefixes.FAMILIES | {name})
-    monkeypatch.setattr(prefixes, "LAYER_TYPES", {*prefixes.LAYER_TYPES, "linear_attention"})
+    by_mistake = families.Family("listed by mistake", types=(name,), trees=True)
+    monkeypatch.setattr(families, "_FAMILIES", [*families.known_families(), by_mistake])
+    monkeypatch.setattr(families, "LAYER_TYPES", {*families.LAYER_TYPES, "linear_attention"})
     before = state_of(model)
     assert_found_out(model, tokenizer, vector, expected, **how)
     assert_found_out(model, tokenizer, vector, expected, resume=tmp_path / "kept", **how)

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import repe
+from repe.models import families
 from repe.models.blocks import find_stack
 from repe.reading import capture as capturing
 from repe.reading import trees as prefixes
 from repe.reading.trees import (
-    FAMILIES,
     Tree,
     disagreement,
     dtype_of,
@@ -281,7 +281,7 @@ def test_eager_attention_takes_the_mask_as_well(model_type: str) -> None:
 
 
 def test_every_family_of_the_list_is_tried() -> None:
-    assert {type_of(zoo.build(name)) for name in PACKED} | set(MORE) == FAMILIES
+    assert {type_of(zoo.build(name)) for name in PACKED} | set(MORE) == families.types_on_trees()
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -389,8 +389,9 @@ def test_a_steered_model_is_run_on_rows(caplog: Any) -> None:
 
 
 def listed(monkeypatch: Any, model_type: str) -> None:
-    monkeypatch.setattr(prefixes, "FAMILIES", FAMILIES | {model_type})
-    monkeypatch.setattr(prefixes, "LAYER_TYPES", {*prefixes.LAYER_TYPES, "linear_attention"})
+    by_mistake = families.Family("listed by mistake", types=(model_type,), trees=True)
+    monkeypatch.setattr(families, "_FAMILIES", [*families.known_families(), by_mistake])
+    monkeypatch.setattr(families, "LAYER_TYPES", {*families.LAYER_TYPES, "linear_attention"})
 
 
 GPT_NEO = {
