@@ -58,7 +58,7 @@ class EditHook(Hook):
             )
         if self.steering.came_after(forward):
             return None
-        return with_hidden(output, self.steering.edit(hidden_of(output), self.block, forward))
+        return with_hidden(output, self.steering.edited(hidden_of(output), self.block, forward))
 
 
 class GateHook(Hook):

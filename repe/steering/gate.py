@@ -53,6 +53,10 @@ class Gate:
                 f"{scale:g}), so a gate has nothing to go by. Choose another block, or more pairs"
             )
 
+    def __str__(self) -> str:
+        sign = ">" if self.above else "<"
+        return f"Gate({self.vector.concept!r} {sign} {self.threshold:g} at block {self.at}, {self.token} token)"
+
     @property
     def at(self) -> int:
         """The block where the prompt is read."""

@@ -1,105 +1,34 @@
-"""Steering: edits attached to a model, as a live handle.
+"""The handle: an edit that is attached to a model, as a live thing.
 
-`steer` works out what is edited where (`edits.py`), and puts hooks on the modules whose outputs are edited
-(`attachment.py`). A hook asks its handle how strongly every token is edited, and applies the formula of `ops`.
-All state lives in the handle and its hooks: nothing is global, and nothing is added to the model's files.
+The hooks stand on the modules whose outputs are edited. A hook asks its handle how strongly every token is edited, and
+applies the edit formula. All state lives in the handle and its hooks: nothing is global, and nothing is added to the
+model's files.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repe import display as showing
 from repe import ops
+from repe.display import table
 from repe.models.attachment import Attachment
-from repe.models.blocks import Stack, device_of, find_stack, is_encoder_decoder
+from repe.models.blocks import Stack, device_of
 from repe.models.call import Forward
-from repe.models.tokens import Scope
 from repe.models.tracking import trackers_of
-from repe.reading.store import resolve, warn_if_foreign
 from repe.reading.vector import ConceptVector
-from repe.steering import kinds as edits
+from repe.steering.edit import Edit
 from repe.steering.editing import EditHook, GateHook
-from repe.steering.gate import Decision, Gate, gate_block
+from repe.steering.gate import Gate
 from repe.steering.precision import Precision
-from repe.steering.scope import Alpha, Strength
+from repe.steering.scope import Alpha, Scope, Strength
 
-
-def steer(
-    model: nn.Module,
-    concept: str | ConceptVector | Sequence[ConceptVector] | ops.Coefficients,
-    alpha: Alpha = 1.0,
-    *,
-    blocks: Any = "auto",
-    edit: str = "add",
-    scope: Scope = "all",
-    unit: str = "gap",
-    target: float | None = None,
-    theta: float | None = None,
-    gate: Gate | Decision | None = None,
-    keep_norm: bool = False,
-    site: str | None = None,
-    stack: str | None = None,
-    blocks_at: str | None = None,
-    tokenizer: Any = None,
-    prompt_length: int | Tensor | None = None,
-    impl: str = "auto",
-) -> Steering:
-    """Steers a model along a concept, from now until the handle is removed or its `with` block ends.
-
-    Args:
-        model: any transformers model that `repe.models.blocks.find_stack` understands; it is not copied.
-        concept: a name (shipped for this model, else cached, else extracted once, which needs `tokenizer`), a vector,
-            several vectors (for edits in a subspace or a plane), or the bare constants of the edit formula.
-        alpha: the strength, a number or one for every row of the batch; 0 is off for every edit. With the unit "gap",
-            1 moves from the middle between the poles to the positive pole, shared out over the blocks.
-        blocks: "auto" (those the vector recommends), "all", a number, or several.
-        edit: "add", "ablate", "clamp", "cap", "floor", "erase", "rotate", "angle" or "piecewise": see `repe.edits`.
-        scope: the tokens: "all", "prompt", "generated", "answer" (the last prompt token and all after it), a slice or
-            list of positions, or a boolean mask (rows, tokens). Padding is never edited, nor are virtual tokens that an
-            adapter puts before the prompt of `generate`.
-        unit: of alpha, for edits that have a length: "gap", "raw", "sigma" or "norm"; "raw" alone at a site that is
-            not the vector's own, where the others were not measured.
-        target: the score that "clamp", "cap" and "floor" aim at; the poles stand at -1 and +1.
-        theta: the angle in radians of "rotate" and "angle".
-        gate: which rows are edited: a `Gate`, or a function of the prompts' activations at the first edited block,
-            (mean, last), both (rows, d_model), to a boolean (rows,).
-        keep_norm: give every edited activation back its norm.
-        site: "block", "attention", "mlp" or "embedding"; the vector's own by default.
-        stack: "decoder" or "encoder"; the vector's own by default.
-        blocks_at: the dotted path of the list of blocks, where it cannot be found.
-        prompt_length: the prompts' tokens, padding left out, for forwards outside `generate` on a filled cache.
-        impl: the implementation of the formula: see `repe.ops.pick`.
-
-    Returns:
-        The handle, which is also a context manager. Several handles apply in the order they were attached.
-
-    Raises:
-        ValueError, TypeError, IndexError: an argument cannot be meant; the model stays as it was.
-
-    Sources: Zou et al. (arXiv 2310.01405) for reading-vector control; Rimsky et al. (arXiv 2312.06681) for the mean
-    difference; Wolf et al. (arXiv 2401.16332) for the meaning of alpha.
-    """
-    if isinstance(concept, str):
-        concept = resolve(model, concept, tokenizer, blocks_at=blocks_at)
-    plan = edits.plan(concept, edit, unit, edits.Options(target, theta, keep_norm))
-    found = find_stack(model, stack or plan.stack, blocks_at)
-    handle = Steering(model, found, plan, site or plan.site, blocks, ops.pick(impl))
-    for vector in plan.vectors:
-        warn_if_foreign(model, vector)
-    handle.scope, handle.prompt_length = scope, prompt_length
-    handle.alpha = alpha
-    if isinstance(gate, Gate):
-        gate = gate.fitted(found.d_model, found.n_blocks, stack or plan.stack)
-        warn_if_foreign(model, gate.vector)
-    runs_before_generation = (stack or plan.stack) == "encoder" and is_encoder_decoder(model)
-    handle._attach(gate, watch_generate=not runs_before_generation)
-    return handle
+SETTABLE = ("alpha", "scope", "prompt_length", "vector")
+MANY = 12  # rows of alpha
 
 
 def status(model: nn.Module) -> list[Steering]:
@@ -116,41 +45,39 @@ def detach(model: nn.Module) -> int:
 
 
 class Steering:
-    """A live handle: edits on a model, with strength `alpha`. Made by `repe.steer`; ended by `remove` or `with`.
+    """A live handle: an edit on a model, with strength `alpha`. Made by `repe.steer`; ended by `remove` or `with`.
 
     Attributes:
-        plan: what is done, as it was asked for.
+        model, stack: what is edited.
         blocks, site: where.
-        scope, prompt_length: at which tokens.
+        edit, alpha, scope, vector, prompt_length: see their properties; the last four can be set.
     """
 
     model: nn.Module
     stack: Stack
-    plan: edits.Plan
-    site: str
     blocks: tuple[int, ...]
 
-    def __init__(
-        self,
-        model: nn.Module,
-        stack: Stack,
-        plan: edits.Plan,
-        site: str,
-        blocks: Any,
-        implementation: ops.Implementation,
-    ) -> None:
-        plan.check_fits(stack.d_model, stack.n_blocks)
-        chosen = _chosen(blocks, plan, stack, site)
-        self.__dict__.update(model=model, stack=stack, plan=plan, site=site, blocks=chosen)
-        self._implementation = implementation
-        self._modules = {b: stack.site(site, b) for b in self.blocks}
-        _check_unit(plan, site)
+    def __init__(self, model: nn.Module, stack: Stack, edit: Edit, implementation: ops.Implementation) -> None:
+        placement = edit.on(stack)
+        self.__dict__.update(model=model, stack=stack, blocks=placement.blocks)
+        self._edit, self._placement, self._implementation = edit, placement, implementation
+        self._modules = {block: stack.site(edit.site, block) for block in placement.blocks}
         with torch.inference_mode(False), torch.no_grad():  # autograd must be able to save them later
-            self._coefficients = {b: plan.at(b, len(self.blocks)).to(device_of(m)) for b, m in self._modules.items()}
+            self._coefficients = {b: placement.constants[b].to(device_of(m)) for b, m in self._modules.items()}
             self._strength = Strength(device_of(stack.module))
+        self._strength.scope = edit.scope
         self._attachment: Attachment | None = None
         self._precision = Precision()
         self._warned_of_cache = False
+
+    @property
+    def edit(self) -> Edit:
+        """What is done, where, and at which tokens."""
+        return self._edit
+
+    @property
+    def site(self) -> str:
+        return self._edit.site
 
     # the values that may change while it lives
 
@@ -170,7 +97,8 @@ class Steering:
 
     @scope.setter
     def scope(self, value: Scope) -> None:
-        self._strength.scope = value
+        self._edit = replace(self._edit, scope=value)
+        self._strength.scope = self._edit.scope
 
     @property
     def prompt_length(self) -> int | Tensor | None:
@@ -184,19 +112,18 @@ class Steering:
     @property
     def vector(self) -> ConceptVector:
         """The concept vector that is steered along. Setting another, for the same blocks, recompiles nothing."""
-        if len(self.plan.vectors) != 1:
-            raise AttributeError(f"this handle steers along {len(self.plan.vectors)} vectors: see `plan.vectors`")
-        return self.plan.vectors[0]
+        if len(self._edit.vectors) != 1:
+            raise AttributeError(f"this handle steers along {len(self._edit.vectors)} vectors: see `edit.vectors`")
+        return self._edit.vectors[0]
 
     @vector.setter
     def vector(self, new: ConceptVector) -> None:
-        plan = edits.plan(new, self.plan.edit, self.plan.unit, self.plan.options)
-        self.vector.check_alike(new)
-        fresh = {b: plan.at(b, len(self.blocks)) for b in self.blocks}
+        edit = replace(self._edit.along(new), blocks=self.blocks)
+        placement = edit.on(self.stack)
         with torch.inference_mode(False), torch.no_grad():
-            for block, coefficients in fresh.items():
+            for block, coefficients in placement.constants.items():
                 self._coefficients[block].copy_(coefficients)
-        self.__dict__["plan"] = plan
+        self._edit, self._placement = edit, placement
         self._strength.version += 1
 
     # the lifetime
@@ -205,8 +132,9 @@ class Steering:
     def attached(self) -> bool:
         return self._attachment is not None
 
-    def _attach(self, gate: Gate | Decision | None, watch_generate: bool) -> None:
-        gated = None if gate is None else self.stack.site("block", gate_block(gate, self.blocks[0], self.site))
+    def _attach(self, watch_generate: bool) -> None:
+        gate, gate_block = self._placement.gate, self._placement.gate_block
+        gated = None if gate_block is None else self.stack.site("block", gate_block)
         self._attachment = attachment = Attachment(self.model, self.stack, self, watch_generate)
         try:
             if gate is not None and gated is not None:
@@ -252,7 +180,7 @@ class Steering:
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        may_change = name.startswith("_") or isinstance(getattr(type(self), name, None), property)
+        may_change = name.startswith("_") or name in SETTABLE
         if not may_change:
             raise AttributeError(
                 f"{name!r} of a handle cannot be set: alpha, scope, prompt_length and vector can; for anything else, "
@@ -265,11 +193,22 @@ class Steering:
             self._take_off()
         self._end()
 
+    @property
+    def _facts(self) -> dict[str, str]:
+        """What it does, by what it is called in `repe.steer`."""
+        rows = [self.alpha] if isinstance(self.alpha, float) else self.alpha.tolist()
+        alphas = [f"{alpha:g}" for alpha in rows]
+        shown = f"{len(alphas)} rows" if len(alphas) > MANY else f"[{', '.join(alphas)}]"
+        alpha = alphas[0] if isinstance(self.alpha, float) else shown
+        return {"alpha": alpha} | self._edit.facts | {"blocks": str(list(self.blocks))}
+
     def __repr__(self) -> str:
-        return showing.steering_line(self, self._strength.gate)
+        facts = [f"{name}={fact}" for name, fact in self._facts.items()]
+        return f"Steering({', '.join([repr(self._edit.name), *facts])}{'' if self.attached else ', removed'})"
 
     def _repr_html_(self) -> str:
-        return showing.of_steering(self, self._strength.gate)
+        state = "attached" if self.attached else "removed"
+        return table(f"steering along {self._edit.name}, {state}", [*self._facts], [[*self._facts.values()]])
 
     # what the tracker of calls tells
 
@@ -312,7 +251,7 @@ class Steering:
     def forward_under_way(self) -> Forward | None:
         return None if self._attachment is None else self._attachment.tracker.forward
 
-    def edit(self, hidden: Tensor, block: int, forward: Forward) -> Tensor:
+    def edited(self, hidden: Tensor, block: int, forward: Forward) -> Tensor:
         """The edited activations of one block, (rows, tokens, d_model)."""
         eager = not torch.compiler.is_compiling()
         coefficients = self._coefficients_for(hidden, block)
@@ -350,24 +289,6 @@ class Steering:
         self._strength.read_prompt(hidden, forward)
 
     def _check(self, block: int, dtype: torch.dtype) -> None:
-        if self.plan.has_length:
-            step, norm = self.plan.step(block, len(self.blocks))
+        if self._placement.lengths:
+            step, norm = self._placement.lengths[block]
             self._precision.check(block, dtype, self._strength.largest * step, norm)
-
-
-def _chosen(blocks: Any, plan: edits.Plan, stack: Stack, site: str) -> tuple[int, ...]:
-    numbers = stack.indices(list(plan.recommended) if isinstance(blocks, str) and blocks == "auto" else blocks)
-    if site == "embedding" and len(numbers) != 1:
-        raise ValueError(
-            f"the embedding is one place, and blocks={list(numbers)} names directions for several: name one"
-        )
-    return numbers
-
-
-def _check_unit(plan: edits.Plan, site: str) -> None:
-    """Raises ValueError if alpha would be counted in lengths that were measured at another site."""
-    if plan.has_length and site != plan.site and plan.unit != "raw":
-        raise ValueError(
-            f"the vector's {plan.unit!r} was measured at the site {plan.site!r}, and does not hold at {site!r}: pass "
-            f"unit='raw', or extract the vector at site={site!r}"
-        )

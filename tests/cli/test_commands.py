@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 import repe
 from repe import cli
 from repe.cli import arguments, stored, terminal
-from repe.models.tokens import NAMED_SCOPES
 from repe.reading import readers, store
 from repe.steering import kinds as edits
+from repe.steering.scope import NAMED_SCOPES
 from repe.testbed import FOLDER
 from tests import zoo
 

@@ -852,7 +852,7 @@ def test_bare_constants_of_another_gain_or_at_another_block_are_another_sweep(
     model: Any, tokenizer: Any, vector: Any, tmp_path: Any
 ) -> None:
     with repe.steer(model, vector, 0.0) as handle:
-        constants = handle.plan.at(2, 1)
+        constants = handle.edit.on(handle.stack).constants[2]
         handle._strength.touched = True
     sweep(model, tokenizer, constants, TASKS, ALPHAS, blocks=2, resume=tmp_path / "kept")
     signed = replace(constants, gain="sign", needs_projection=True)

@@ -9,18 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from repe.models.tokens import (
-    NAMED_SCOPES,
-    check_inside,
-    check_scope,
-    encode,
-    in_scope,
-    needs_prompt_length,
-    pad,
-    positions_at,
-    strings,
-)
+from repe.models.tokens import encode, pad, positions_at, strings
 from repe.steering.gate import Gate, PromptReader
+from repe.steering.scope import NAMED_SCOPES, check_inside, check_scope, in_scope, needs_prompt_length
 from tests import oracles, zoo
 
 CHAT = [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}]
