@@ -106,7 +106,7 @@ def sweeps(
         record = Record()
         if resume is not None:
             record = Record.open(resume, _key(model, handle, plans, spans, strengths))
-            handle._strength.touched = bool(record.kept)  # what is on record was edited when it was measured
+            handle._touched = bool(record.kept)  # what is on record was edited when it was measured
         fan = Fanout(model, handle, obstacle, batch_tokens)
         scores = trusted(
             fan, spans, len(strengths), lambda fan, b: _scored(fan, b, spans, strengths, plans, record, progress)

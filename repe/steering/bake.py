@@ -24,6 +24,7 @@ from repe.ops import Coefficients, reference
 from repe.reading.store import warn_if_foreign
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, Placement
+from repe.steering.kinds import KINDS
 from repe.steering.precision import Precision
 
 INSTEAD = "steer with hooks instead, repe.steer"
@@ -186,7 +187,7 @@ def _edit(vector: Any, alpha: Any, edit: str, unit: str, site: str | None, block
         raise ValueError(f"alpha is one finite number, as all rows have the same weights; got {alpha!r:.200}")
     if isinstance(vector, str | Coefficients):
         raise TypeError(f"expected a ConceptVector, as `repe.extract` returns, or several; got {vector!r:.200}")
-    if edit not in ("add", "ablate"):
+    if edit in KINDS and edit not in ("add", "ablate"):
         raise ValueError(f"edit={edit!r} is no change of weights, as 'add' and 'ablate' are: {INSTEAD}")
     asked = Edit.of(vector, edit=edit, unit=unit, blocks=blocks)
     where = site or (asked.site if edit == "add" else "block")

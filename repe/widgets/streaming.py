@@ -22,8 +22,8 @@ from transformers import GenerationMixin, LogitsProcessor
 from repe.measuring.scoring import check_causal
 from repe.models.blocks import find_stack
 from repe.models.generate import Halt
-from repe.models.hooks import Hook, put
 from repe.models.tokens import Text, encode, pad
+from repe.models.tracking import Hook, put
 from repe.reading.capture import evaluating, recording
 from repe.reading.read import score
 from repe.reading.vector import ConceptVector

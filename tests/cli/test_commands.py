@@ -96,7 +96,7 @@ def test_the_choices_are_those_of_the_library():
     def choices(kind):
         return set(get_args(get_args(kind)[0]))
 
-    assert choices(arguments.Edit) == edits.EDITS.keys() - {"rotate", "angle"}  # these need two vectors
+    assert choices(arguments.Edit) == edits.KINDS.keys() - {"rotate", "angle"}  # these need two vectors
     assert choices(arguments.Unit) == set(edits.UNITS)
     assert choices(arguments.Reader) == set(readers.NAMES)
     assert arguments._scopes(None, "") == list(NAMED_SCOPES)
