@@ -446,7 +446,7 @@ def test_small_trees_are_grown_where_one_large_one_costs_more(monkeypatch: Any, 
     spans = [Span((1, *range(9 + 50 * i, 39 + 50 * i), option), 31) for i in range(2) for option in (5, 6)]
     with repe.steer(model, vector, 0.0) as handle:
         for cost, grown in ((lambda tree, d_model: len(tree) ** 2, 2), (lambda tree, d_model: len(tree), 1)):
-            monkeypatch.setattr(fanout, "cost_of", cost)
+            monkeypatch.setattr(prefixes.Tree, "cost", cost)
             (batch,) = Fanout(model, handle, "", 8192).batches(spans, 2)
             assert batch.height == grown
             assert sorted(batch.texts) == [0, 1, 2, 3]
