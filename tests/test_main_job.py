@@ -10,7 +10,8 @@ import repe
 from repe import demo
 from repe.data.items import load_items
 from repe.measuring.costs import costs
-from repe.measuring.fits import Measured, fit_kl
+from repe.measuring.fits import fit_kl
+from repe.measuring.intervals import Measured
 from repe.measuring.sweep import sweep
 from repe.models.fingerprint import fingerprint
 from repe.reading.store import location, shipped_folder

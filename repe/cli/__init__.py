@@ -12,8 +12,9 @@ import typer
 
 from repe.cli import arguments as ask
 from repe.cli import stored
-from repe.cli.terminal import Answer, Debug, command, draft_of, is_watched, speaking, wants_colour, width
+from repe.cli.terminal import Answer, Debug, command, is_watched, speaking, wants_colour, width
 from repe.display import table, visible
+from repe.models.files import draft_of
 
 HELP = """\
 Representation engineering: read the concepts a language model represents, steer along them, measure the trade-off.
@@ -354,8 +355,19 @@ def bench(ctx: typer.Context) -> None:
     repe bench --help lists its options.
     """
     with speaking():
-        code = importlib.import_module("repe.bench").main(list(ctx.args))
+        code = benchmarks().main(list(ctx.args))
     raise typer.Exit(code or 0)
+
+
+def benchmarks() -> Any:
+    try:
+        return importlib.import_module("repe.bench")
+    except ModuleNotFoundError as error:
+        if error.name != "repe.bench":
+            raise
+        raise FileNotFoundError(
+            "the benchmarks are not installed: they live in the repository, where `make bench` runs them"
+        ) from None
 
 
 # pictures

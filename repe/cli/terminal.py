@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
-from pathlib import Path
 from shutil import get_terminal_size
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -177,14 +175,3 @@ def is_watched() -> bool:
 def wants_colour() -> bool:
     """Whether standard output is a terminal whose user did not ask for plain text (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-@contextmanager
-def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A place to write to, whose file or folder takes the place of `path` once it is whole."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        draft = Path(folder) / target.name
-        yield draft
-        os.replace(draft, target)

@@ -19,7 +19,7 @@ from repe.data.catalogue import Pairs, concept_of
 from repe.data.items import Item
 from repe.measuring.choice import UNCHANGED, Outcome, affordable, first_half
 from repe.measuring.costs import costs
-from repe.measuring.fits import FEWEST_CLUSTERS, Array, Measured, clusters_of
+from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_of
 from repe.measuring.sweep import BATCH_TOKENS, sweep
 from repe.measuring.tradeoff import Task, items_of, texts_of
 from repe.models.tokens import Text

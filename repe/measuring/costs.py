@@ -11,8 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from repe.measuring.curve import Costs
 from repe.measuring.fanout import Batch, Fanout, Span, compare, trusted, why_padded, witnesses
-from repe.measuring.scores import Costs
 from repe.measuring.scoring import check_causal
 from repe.measuring.sweep import BATCH_TOKENS, strengths_of
 from repe.models.blocks import find_stack

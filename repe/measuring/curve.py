@@ -1,6 +1,6 @@
-"""The trade-off curve: what was measured of a concept at every strength. Frozen data, and JSON files of it.
+"""The trade-off curve and all that it holds: what was measured of a concept at every strength. Frozen data, checked.
 
-Measuring happens elsewhere, and so do the fits and the choice of a strength: the curve hands its numbers over.
+Measuring happens elsewhere. The fits and the choice of a strength get the numbers from the curve, and know it not.
 """
 
 from __future__ import annotations
@@ -8,23 +8,187 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from repe import display
-from repe.measuring.choice import Choice, Fits, Rehearsal, choose, fit_all, rehearse
-from repe.measuring.fits import Array, Estimate, Measured
-from repe.measuring.scores import Baseline, ByValue, Control, Costs, Scores, check_scores, freeze, numbers_in, texts_in
+from repe.measuring.choice import Choice, Rehearsal, Trade
+from repe.measuring.fits import Fits, fit_all
+from repe.measuring.intervals import Array, Estimate, Measured
+from repe.models.files import draft_of
 
 FORMAT = "repe.curve/1"
+CERTAIN = 1e-3  # how far above 0 rounding may lift the logarithm of a probability
+COLUMNS = ("behaviour", "difference", "helpfulness", "full", "accuracy", "loss", "kl", "cross_entropy", "change")
 SHOWN = ("behaviour", "helpfulness", "loss", "kl")
 ROWS = 11
+
+
+class ByValue:
+    """Equal where all fields are, arrays number by number and NaN to NaN."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        return all(np.array_equal(a, b, equal_nan=True) if isinstance(a, Array) else a == b for a, b in pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores(ByValue):
+    """The log-likelihoods of a task's options at every strength, in nats; what is derived has shape (alphas, items).
+
+    Attributes:
+        name: of the task.
+        log_likelihoods: (alphas, items, options), NaN where an item has fewer options than others.
+        answers: (items,), the index of the aligned (or the right) option.
+        groups: (items,), what items share and must not be taken for independent; empty where an item shares nothing.
+    """
+
+    name: str
+    log_likelihoods: Array
+    answers: Array
+    groups: Sequence[str]
+
+    def __post_init__(self) -> None:
+        freeze(self, "log_likelihoods", numbers_in("log_likelihoods", self.log_likelihoods, 3, may_be_nan=True))
+        freeze(self, "answers", numbers_in("answers", self.answers, 1, whole=True))
+        freeze(self, "groups", texts_in("groups", self.groups))
+        texts_in("name", [self.name])
+        _, items, options = self.log_likelihoods.shape
+        if not len(self.answers) == len(self.groups) == items:
+            raise ValueError(
+                f"`log_likelihoods` are of {items} items, but there are {len(self.answers)} answers "
+                f"and {len(self.groups)} groups"
+            )
+        missing = np.isnan(self.log_likelihoods)
+        if missing.all():
+            raise ValueError(f"all log-likelihoods of {self.name!r} are NaN")
+        fewest = missing[missing.sum((1, 2)).argmin()]
+        if (rows := np.flatnonzero((missing != fewest).any((1, 2)))).size:
+            raise ValueError(f"rows {rows.tolist()} of {self.name!r} are NaN where others have numbers")
+        if (few := np.flatnonzero((~missing[0]).sum(1) < 2)).size:
+            raise ValueError(f"items {few.tolist()} of {self.name!r} have fewer than two options")
+        there = ~missing[0] & (np.arange(options) == self.answers[:, None])
+        if (wrong := np.flatnonzero(~there.any(1))).size:
+            raise ValueError(f"items {wrong.tolist()} of {self.name!r} have no right option")
+        if np.nanmax(self.log_likelihoods) > CERTAIN:
+            raise ValueError(f"a log-likelihood is at most 0, got {np.nanmax(self.log_likelihoods):g} in {self.name!r}")
+
+    @cached_property
+    def floor(self) -> float:
+        """The mean over items of 1 / N, N the number of an item's options: what guessing gets."""
+        return float((1 / (~np.isnan(self.log_likelihoods[0])).sum(1)).mean())
+
+    @cached_property
+    def log_probability(self) -> Array:
+        """log P(answer) - log sum over the options of P(option)."""
+        return self._of_answer - np.logaddexp.reduce(self._likely, axis=2)
+
+    @cached_property
+    def difference(self) -> Array:
+        """log P(answer) - log sum over the other options of P(option): for two options, their logit difference."""
+        others = np.where(np.arange(self._likely.shape[2]) == self.answers[:, None], -np.inf, self._likely)
+        return self._of_answer - np.logaddexp.reduce(others, axis=2)
+
+    @property
+    def probability(self) -> Array:
+        """P(answer) / sum over the options of P(option), in [0, 1]; guessing gets 1 / N."""
+        return np.exp(self.log_probability)
+
+    @property
+    def full(self) -> Array:
+        """P(answer) over the whole vocabulary, in [0, 1]; guessing gets about 0."""
+        return np.exp(self._of_answer)
+
+    @property
+    def behaviour(self) -> Array:
+        """2 `probability` - 1, in [-1, 1]: P(aligned) - P(the others)."""
+        return 2 * self.probability - 1
+
+    @property
+    def accuracy(self) -> Array:
+        """1 where the answer is likelier than every other option, else 0."""
+        return (self._of_answer[..., None] > self._likely).sum(2) == self._likely.shape[2] - 1
+
+    @property
+    def _likely(self) -> Array:
+        return np.where(np.isnan(self.log_likelihoods), -np.inf, self.log_likelihoods)
+
+    @property
+    def _of_answer(self) -> Array:
+        return np.take_along_axis(self.log_likelihoods, self.answers[None, :, None], 2)[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Costs(ByValue):
+    """What steering costs on texts without a task; None where it was not measured.
+
+    Attributes:
+        kl: (alphas, texts), mean KL divergence from the unsteered model, in nats a token.
+        kl_p95: (alphas,), the 95th percentile of a token's KL divergence.
+        cross_entropy: (alphas, texts), in nats a token.
+        change: (alphas, texts), norm of the change of the last hidden state, mean over tokens.
+    """
+
+    kl: Array | None = None
+    kl_p95: Array | None = None
+    cross_entropy: Array | None = None
+    change: Array | None = None
+
+    def __post_init__(self) -> None:
+        for name, dimensions in (("kl", 2), ("kl_p95", 1), ("cross_entropy", 2), ("change", 2)):
+            if getattr(self, name) is not None:
+                freeze(self, name, numbers_in(name, getattr(self, name), dimensions))
+
+    @property
+    def perplexity(self) -> Array | None:
+        """(alphas,), exp of the mean cross-entropy over texts."""
+        return None if self.cross_entropy is None else np.exp(self.cross_entropy.mean(1))
+
+
+@dataclass(frozen=True, eq=False)
+class Control(ByValue):
+    """R random directions of the concept's norm, steered along as the concept was; means over items.
+
+    Attributes:
+        seeds: (R,).
+        behaviour, difference: (R, alphas), of the alignment task.
+        helpfulness: (R, alphas), mean P(right) among the options.
+    """
+
+    seeds: Array
+    behaviour: Array
+    difference: Array
+    helpfulness: Array
+
+    def __post_init__(self) -> None:
+        freeze(self, "seeds", numbers_in("seeds", self.seeds, 1, whole=True))
+        for name in ("behaviour", "difference", "helpfulness"):
+            freeze(self, name, numbers_in(name, getattr(self, name), 2))
+            shape, expected = getattr(self, name).shape, (len(self.seeds), self.behaviour.shape[1])
+            if shape != expected:
+                raise ValueError(f"`{name}` of the control has shape {shape}, expected {expected} (seeds, alphas)")
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline(ByValue):
+    """The unsteered model under system prompts: `alignment` and `helpfulness` have one row a prompt."""
+
+    prompts: Sequence[str]
+    alignment: Scores
+    helpfulness: Scores
+
+    def __post_init__(self) -> None:
+        freeze(self, "prompts", texts_in("prompts", self.prompts))
+        for name in ("alignment", "helpfulness"):
+            check_scores(name, getattr(self, name), len(self.prompts), "prompts")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +202,13 @@ class TradeoffCurve(ByValue):
         helpfulness: the skill items' scores.
         costs, control, baseline: what else was measured.
         provenance: how it was made; plain JSON data.
+
+    Example:
+        >>> rising = np.log([[[0.4, 0.6]] * 8, [[0.5, 0.5]] * 8, [[0.7, 0.3]] * 8])  # 3 alphas, 8 items, 2 options
+        >>> honesty = Scores("honesty", rising, [0] * 8, [""] * 8)
+        >>> skills = Scores("skills", np.log(np.full((3, 8, 2), 0.5)), [0] * 8, [""] * 8)
+        >>> print(TradeoffCurve("honesty", [-1, 0, 1], honesty, skills).best(budget=0.05))
+        alpha 1 for a loss of at most 0.05: gain 0.4 [0.4, 0.4], loss 0 [0, 0] on items not chosen on
     """
 
     concept: str
@@ -59,50 +230,77 @@ class TradeoffCurve(ByValue):
             raise ValueError(f"alphas hold 0, against which all is measured; got {self.alphas.tolist()}")
         for name in ("alignment", "helpfulness"):
             check_scores(name, getattr(self, name), len(self.alphas), "alphas")
-        for name, kind in (("costs", Costs), ("control", Control | None), ("baseline", Baseline | None)):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"`{name}` is of {kind}, got {type(getattr(self, name)).__name__}")
+        check_kind("costs", self.costs, Costs)
+        for name, kind in (("control", Control), ("baseline", Baseline)):
+            if getattr(self, name) is not None:
+                check_kind(name, getattr(self, name), kind)
         measured = {f.name: getattr(self.costs, f.name) for f in fields(Costs)}
         if self.control is not None:
             measured["control"] = self.control.behaviour.T
         if wrong := {k: len(v) for k, v in measured.items() if v is not None and len(v) != len(self.alphas)}:
             raise ValueError(f"there are {len(self.alphas)} alphas, but {wrong} rows")
 
+    # what it says
+
     @cached_property
     def fits(self) -> Fits:
-        """All fits, with what is linear fitted up to |alpha| = 2; `repe.measuring.choice.fit_all` has another reach."""
-        return fit_all(self)
+        """All fits, with what is linear fitted up to |alpha| = 2; `fit` has another reach."""
+        return self.fit()
+
+    def fit(self, *, reach: float = 2.0, seed: int = 0) -> Fits:
+        """Fit everything that was measured: see `repe.measuring.fits.fit_all`. The seed is of the resampling."""
+        return fit_all(self._measured(seed), self.helpfulness.floor, reach=reach)
 
     def best(self, budget: float = 0.05, *, seed: int = 0, sign: int | None = 1) -> Choice:
-        """The strength that gains most within a budget: see `repe.measuring.choice.choose`."""
-        return choose(self, budget, seed=seed, sign=sign)
+        """Choose the strength that gains most within a budget: see `repe.measuring.choice.Trade.choose`.
+
+        The seed is of the split and of the resampling.
+        """
+        return self._trade(seed).choose(budget, sign=sign)
 
     def rehearse(self, splits: int = 200, budget: float = 0.05, *, seed: int = 0, sign: int | None = 1) -> Rehearsal:
-        """How often `best` keeps its budget over random splits: see `repe.measuring.choice.rehearse`."""
-        return rehearse(self, splits, budget, seed=seed, sign=sign)
+        """Try how often `best` keeps its budget over random splits: see `repe.measuring.choice.Trade.rehearse`."""
+        return self._trade(seed).rehearse(splits, budget, sign=sign)
 
     @cached_property
     def columns(self) -> dict[str, Array]:
         """The curve as columns, each (alphas,): means over items, and the ends of their intervals."""
-        aligned, helpful = self.alignment, self.helpfulness
+        measured = self._measured(0)
+        measured["loss"] = measured["helpfulness"].loss
         columns = {"alpha": self.alphas}
-        for name, scores, values in (
-            ("behaviour", aligned, aligned.behaviour),
-            ("difference", aligned, aligned.difference),
-            ("helpfulness", helpful, helpful.probability),
-            ("full", helpful, helpful.full),
-            ("accuracy", helpful, helpful.accuracy),
-        ):
-            columns |= _with_interval(name, Measured(self.alphas, values, scores.groups).estimates())
-        columns |= _with_interval("loss", Measured(self.alphas, helpful.probability, helpful.groups).loss.estimates())
-        for name in ("kl", "cross_entropy", "change"):
-            if (values := getattr(self.costs, name)) is not None:
-                columns |= _with_interval(name, Measured(self.alphas, values).estimates())
+        for name in COLUMNS:
+            if name in measured:
+                ends = np.array([(e.value, e.low, e.high) for e in measured[name].estimates()]).T
+                columns |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
         single = {"kl_p95": self.costs.kl_p95, "perplexity": self.costs.perplexity}
         return columns | {name: values for name, values in single.items() if values is not None}
 
+    def _measured(self, seed: int) -> dict[str, Measured]:
+        """What was measured of items, texts and random directions, by name; what was not is not there."""
+        aligned, helpful, costs, random = self.alignment, self.helpfulness, self.costs, self.control
+        of_items: dict[str, tuple[Scores, Array]] = {
+            "behaviour": (aligned, aligned.behaviour),
+            "difference": (aligned, aligned.difference),
+            "helpfulness": (helpful, helpful.probability),
+            "log_helpfulness": (helpful, helpful.log_probability),
+            "helpful_difference": (helpful, helpful.difference),
+            "full": (helpful, helpful.full),
+            "accuracy": (helpful, helpful.accuracy),
+        }
+        others = {"kl": costs.kl, "cross_entropy": costs.cross_entropy, "change": costs.change}
+        if random is not None:
+            others |= {f"random_{name}": getattr(random, name).T for name in ("difference", "helpfulness")}
+        measured = {n: Measured(self.alphas, values, s.groups, seed) for n, (s, values) in of_items.items()}
+        return measured | {n: Measured(self.alphas, v, seed=seed) for n, v in others.items() if v is not None}
+
+    def _trade(self, seed: int) -> Trade:
+        measured, random = self._measured(seed), self.control
+        return Trade(measured["behaviour"], measured["helpfulness"], None if random is None else random.behaviour)
+
+    # how it is shown
+
     def to_frame(self) -> Any:
-        """A pandas DataFrame of `columns`, one row a strength. Raises ImportError where there is no pandas."""
+        """Return a pandas DataFrame of `columns`, one row a strength. Raises ImportError where there is no pandas."""
         try:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
@@ -110,11 +308,13 @@ class TradeoffCurve(ByValue):
         return pandas.DataFrame(self.columns)
 
     def plot(self, ax: Any = None, *, budget: float = 0.05) -> Any:
-        """Draws the curve on matplotlib axes, and returns the upper and the lower: see `repe.plot.tradeoff`.
+        """Draw the curve on matplotlib axes, and return the upper and the lower: see `repe.plot.tradeoff`.
 
         The second view, alignment against helpfulness, is `repe.plot.frontier`.
         """
-        return importlib.import_module("repe.plot").tradeoff(self, ax, budget)
+        from repe.plot import tradeoff
+
+        return tradeoff(self, ax, budget)
 
     def _table(self) -> tuple[list[str], list[list[str]], str]:
         """Heads, rows of a few strengths with a mark at the best, and what is said under them."""
@@ -142,53 +342,61 @@ class TradeoffCurve(ByValue):
 
     __repr__ = __str__
 
+    # files
+
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes a JSON file of all scores, whole or not at all, and returns its path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            draft = Path(folder) / "draft"
-            draft.write_text(json.dumps({"format": FORMAT} | _plain(self), allow_nan=False), encoding="utf-8")
-            os.replace(draft, path)
-        return path
+        """Write a JSON file of all scores, whole or not at all, and return its path."""
+        with draft_of(path) as draft:
+            text = json.dumps({"format": FORMAT} | asdict(self), default=_listed, allow_nan=False)
+            draft.write_text(text, encoding="utf-8")
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TradeoffCurve:
-        """Reads a file that `save` wrote.
+        """Read a file that `save` wrote, in this version or another one of the same format.
+
+        What the file holds besides is left out, and what it lacks has its default: versions that only add to the format
+        read each other's files, and one that changes it counts the number in `FORMAT` up.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: the file is broken, cut short, or not a trade-off curve; the text says which.
+            ValueError: the file is broken, cut short, of another format or not a trade-off curve; the text says which.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no trade-off curve at {path}")
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
-            if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-                raise ValueError(f"it is not of the format {FORMAT}")
+            _check_format(data.get("format") if isinstance(data, dict) else None)
             return _built(cls, data, "the curve")
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not a whole trade-off curve: {error}. Measure it anew") from error
+            raise ValueError(f"{path} cannot be read as a trade-off curve: {error}") from error
 
 
-PARTS = {"alignment": Scores, "helpfulness": Scores, "costs": Costs, "control": Control, "baseline": Baseline}
+def _check_format(found: Any) -> None:
+    if isinstance(found, str) and found != FORMAT and re.fullmatch(r"repe\.curve/\d+", found):
+        raise ValueError(f"it is of the format {found}, and this version of repe reads {FORMAT}: read it with another")
+    if found != FORMAT:
+        raise ValueError(f"it is not of the format {FORMAT}. Name a file that `TradeoffCurve.save` wrote")
 
 
 def _built(kind: Any, data: Any, where: str) -> Any:
-    """The dataclass that `_plain` took apart. The control's `helpfulness` is an array, and stays one."""
-    names = {f.name for f in fields(kind)}
-    if not isinstance(data, dict) or set(data) != names:
-        raise ValueError(f"{where} is not an object with the fields {sorted(names)}")
-    parts = {} if kind is Control else {name: PARTS[name] for name in names & set(PARTS) if data[name] is not None}
-    return kind(**data | {name: _built(part, data[name], f"`{name}`") for name, part in parts.items()})
+    """The dataclass, and those in its fields, from what `asdict` and JSON made of it in whatever version."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is an object with the fields of {kind.__name__}, got {data!r:.80}")
+    kinds, known = get_type_hints(kind), {f.name: data[f.name] for f in fields(kind) if f.name in data}
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    if lacking := sorted(needed - set(known)):
+        raise ValueError(f"{where} lacks {lacking}: it was cut short, or written by something else")
+    for name, value in known.items():
+        part = next((hint for hint in (kinds[name], *get_args(kinds[name])) if is_dataclass(hint)), None)
+        if part and value is not None:
+            known[name] = _built(part, value, f"`{name}`")
+    return kind(**known)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, ByValue):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
-    if isinstance(value, np.ndarray):
-        return [_plain(part) for part in value] if value.ndim > 1 else [None if v != v else v for v in value.tolist()]
-    return value
+def _listed(array: Array) -> Any:
+    """Nested lists of numbers, None for NaN."""
+    return np.where(np.isnan(array), None, array).tolist()  # type: ignore[call-overload]
 
 
 def _refuse(constant: str) -> Any:
@@ -202,6 +410,42 @@ def _json_data(provenance: Any) -> dict[str, Any]:
         raise ValueError(f"provenance is a mapping of plain JSON data: {error}") from error
 
 
-def _with_interval(name: str, estimates: Sequence[Estimate]) -> dict[str, Array]:
-    ends = (("", "value"), ("_low", "low"), ("_high", "high"))
-    return {name + suffix: np.array([getattr(e, end) for e in estimates]) for suffix, end in ends}
+# what data classes are checked with
+
+
+def freeze(owner: Any, name: str, value: Any) -> None:
+    object.__setattr__(owner, name, value)
+
+
+def numbers_in(name: str, values: Any, dimensions: int, *, whole: bool = False, may_be_nan: bool = False) -> Array:
+    """Copy to a read-only array of float64 (or int64), None as NaN; raise ValueError where it is no such array."""
+    kind = "whole numbers" if whole else "numbers"
+    expected = f"`{name}` holds {kind} in {dimensions} dimensions, at least one in each"
+    try:
+        given = np.asarray(values)
+        array = np.array(given, dtype=np.int64 if whole else np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{expected}; got {values!r:.80}") from error
+    if given.dtype.kind not in ("iu" if whole else "iufO") or array.ndim != dimensions or 0 in array.shape:
+        raise ValueError(f"{expected}; got shape {array.shape} of {given.dtype}")
+    if not (np.isfinite(array) | (np.isnan(array) & may_be_nan)).all():
+        raise ValueError(f"`{name}` holds non-finite values")
+    array.setflags(write=False)
+    return array
+
+
+def texts_in(name: str, values: Any) -> tuple[str, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(v, str) for v in values):
+        raise ValueError(f"`{name}` is text, got {values!r:.80}")
+    return tuple(values)
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"`{name}` is of {kind.__name__}, got {type(value).__name__}")
+
+
+def check_scores(name: str, scores: Any, rows: int, of: str) -> None:
+    check_kind(name, scores, Scores)
+    if len(scores.log_likelihoods) != rows:
+        raise ValueError(f"`{name}` has {len(scores.log_likelihoods)} rows for {rows} {of}")

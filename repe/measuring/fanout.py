@@ -25,7 +25,7 @@ from repe.models.call import Forward
 from repe.models.tokens import pad
 from repe.models.tracking import Hook, tracker_of, trackers_of
 from repe.reading.capture import EnoughError
-from repe.reading.trees import Tree, cost_of, dtype_of, inputs, limit_for, obstacle, plant
+from repe.reading.trees import Tree, dtype_of, inputs, limit_for, obstacle, plant
 from repe.steering.handle import Steering
 from repe.steering.scope import check_inside, in_scope, needs_prompt_length
 
@@ -114,7 +114,7 @@ class Fanout:
             for tree in plant([rows[i] for i in chosen], self.batch_tokens)  # a prompt's texts are edited alike
         ]
         large = plant(rows, min(limit_for(self.stack.d_model), self.batch_tokens), marks)
-        return min(small, large, key=lambda trees: sum(cost_of(tree, self.stack.d_model) for tree in trees))
+        return min(small, large, key=lambda trees: sum(tree.cost(self.stack.d_model) for tree in trees))
 
     def _edited(self, span: Span) -> Tensor:
         """(tokens,), which of a text's tokens are in scope."""

@@ -1,26 +1,20 @@
 """What a trade-off curve says in numbers: shapes fitted over the strength, each with intervals and R2.
 
-Every interval is one of 95% for the mean over items, from a bootstrap-t that draws whole clusters of items: the plain
-percentiles are too narrow for a dozen clusters and for skewed items. What is no mean (a loss, the parameters of a
-curve) is linearised in its items first. How the items were chosen, no interval knows.
+The parameters of a fit are means over items, or linearised in them: see `repe.measuring.intervals`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
 
-Array = np.ndarray
+from repe.measuring.intervals import Array, Estimate, Measured
 
-RESAMPLES = 1999
-TAIL = 50  # of the resamples on either side: (1999 + 1) * 2.5%
-FEWEST_CLUSTERS = 4  # below, an interval is infinite
-LEAST_ERROR = 0.2  # of a drawn mean, as a share of the mean's own
 DEPARTURE = 0.1  # of a line's gain: where what was measured has left the line
 NEAR_LOSS = 0.1  # of helpfulness: how far the window of the quadratic reaches
 KL_WINDOW = (1e-5, 1e-2)  # nats: above rounding, below saturation
@@ -28,18 +22,6 @@ NORMALTEST_ITEMS = 20  # the fewest that scipy's normaltest is to be trusted wit
 ROUNDING = 1e-9  # relative, and of alphas absolute
 FLAT = 1e-6  # of a bell over the grid
 PRECISELY = {"xtol": 1e-12, "ftol": 1e-12, "gtol": 1e-12}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95% interval, which is infinite where there are too few clusters to say."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 @dataclass(frozen=True)
@@ -77,105 +59,66 @@ class Fit:
         return "\n".join([self.formula, f"    {'; '.join(said)}", *facts])
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What was measured of items at every strength.
+@dataclass(frozen=True)
+class Fits:
+    """Every fit of a curve; print it for a report.
 
     Attributes:
-        alphas: (alphas,), sorted, 0 among them.
-        values: (alphas, items).
-        groups: the cluster of every item; an item whose group is empty is a cluster of its own, as all are for None.
-        seed: of the resampling.
+        line: the logit difference of the behaviour items near alpha 0.
+        behaviour: tanh over the whole grid.
+        helpfulness, log_helpfulness: quadratics near alpha 0, of P(right) and of its logarithm.
+        bell: helpfulness over the whole grid.
+        kl: the power of |alpha| that the KL divergence grows with.
+        change: growth of the last hidden state's change.
+        normality: spread of the helpfulness items' logit differences.
+        steerability: the concept's slope against those of random directions.
     """
 
-    alphas: Array
-    values: Array
-    groups: Sequence[str] | None = None
-    seed: int = 0
+    line: Fit
+    behaviour: Fit
+    helpfulness: Fit
+    log_helpfulness: Fit
+    bell: Fit
+    kl: Fit
+    change: Fit
+    normality: Fit
+    steerability: Fit
 
-    @property
-    def mean(self) -> Array:
-        """(alphas,), over items."""
-        return self.values.mean(1)
-
-    @property
-    def at_zero(self) -> Array:
-        """(items,), where alpha is 0."""
-        return self.values[self.alphas == 0][0]
-
-    @property
-    def loss(self) -> Measured:
-        """Values whose mean over items is 1 - H / H0, H the mean of what was measured and H0 that at alpha 0.
-
-        Their spread over items is that of the linearisation of this ratio.
-        """
-        ratio = self.mean[:, None] / self.at_zero.mean()
-        return replace(self, values=1 - ratio - (self.values - ratio * self.at_zero) / self.at_zero.mean())
-
-    def at(self, where: Array) -> Measured:
-        """What was measured at these strengths alone, a mask."""
-        return replace(self, alphas=self.alphas[where], values=self.values[where])
-
-    def near(self, reach: float) -> Measured:
-        """What was measured where |alpha| <= reach."""
-        return self.at(np.abs(self.alphas) <= reach)
-
-    def estimates(self, values: Array | None = None) -> list[Estimate]:
-        """The mean of every row of `values` (rows, items), or of what was measured, with its interval.
-
-        Clusters are drawn B times for all rows at once. The error of a drawn mean is the linearised one of a ratio of
-        cluster sums; that of the mean itself is the jackknife's without its factor (G - 1) / G, called CR3.
-        """
-        values = np.asarray(self.values if values is None else values, dtype=float)
-        means = values.mean(1)
-        sizes, sums = _clustered((values - means[:, None]).T, self.groups)
-        if len(sizes) < FEWEST_CLUSTERS:
-            return [Estimate(float(mean), -np.inf, np.inf) for mean in means]
-        error = np.sqrt(((sums / (sizes.sum() - sizes)[:, None]) ** 2).sum(0))
-        ends = error * _roots(sizes, sums, error, self.seed)
-        return [Estimate(*map(float, e)) for e in zip(means, means - ends[1], means - ends[0], strict=True)]
+    def __str__(self) -> str:
+        return "\n".join(str(getattr(self, f.name)) for f in fields(self))
 
 
-def clusters_of(groups: Sequence[str]) -> list[str]:
-    """A name for every item's cluster: its group's, or its own where it has none."""
-    return [f"group {group}" if group else f"item {number:09}" for number, group in enumerate(groups)]
+def fit_all(measured: Mapping[str, Measured], floor: float, *, reach: float = 2.0) -> Fits:
+    """Fit everything that was measured.
 
-
-def _clustered(values: Array, groups: Sequence[str] | None) -> tuple[Array, Array]:
-    """Sizes (clusters,) and sums (clusters, columns) of values (items, columns)."""
-    if groups is None:
-        return np.ones(len(values)), values
-    _, numbers = np.unique(clusters_of(groups), return_inverse=True)
-    sizes = np.bincount(numbers).astype(float)
-    sums = np.zeros((len(sizes), values.shape[1]))
-    np.add.at(sums, numbers, values)
-    return sizes, sums
-
-
-@lru_cache(maxsize=8)
-def _weights(clusters: int, seed: int) -> Array:
-    """(resamples, clusters), how often each cluster was drawn."""
-    return np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), RESAMPLES).astype(float)
-
-
-def _roots(sizes: Array, sums: Array, error: Array, seed: int) -> Array:
-    """(2, columns), the tails of the drawn means in units of their own errors; the columns' means are 0.
-
-    Where few clusters differ from the rest, many a draw misses them all and has no error: see `LEAST_ERROR`.
+    Args:
+        measured: by the names that a `TradeoffCurve` gives them; those of `kl`, `change` and the random directions may
+            be missing.
+        floor: the P(right) of guessing.
+        reach: the largest |alpha| that counts as near 0, for all that is linear there.
     """
-    weights, clusters = _weights(len(sizes), seed), len(sizes)
-    totals = (weights @ sizes)[:, None]
-    means = weights @ sums / totals
-    squares = weights @ sums**2 - 2 * means * (weights @ (sums * sizes[:, None]))
-    squares += means**2 * (weights @ sizes**2)[:, None]
-    errors = np.sqrt(np.maximum(squares, 0) * clusters / (clusters - 1)) / totals
-    errors = np.maximum(errors, LEAST_ERROR * error)
-    roots = np.divide(means, errors, out=np.zeros_like(means), where=errors > 0)
-    return np.sort(roots, axis=0)[[TAIL - 1, -TAIL]]
+    line, growth = fit_line(measured["difference"], reach=reach), "norm of the last hidden state's change"
+    kl, change, steerability = (Fit(what, reason="not measured") for what in ("KL divergence", growth, "control"))
+    if "kl" in measured:
+        kl = fit_kl(measured["kl"])
+    if "change" in measured:
+        change = fit_growth(growth, measured["change"], reach=reach)
+    if "random_difference" in measured:
+        steerability = fit_steerability(line, measured["random_difference"], measured["random_helpfulness"])
+    return Fits(
+        line,
+        fit_tanh(measured["behaviour"]),
+        *fit_quadratics(measured["helpfulness"], measured["log_helpfulness"]),
+        fit_bell(measured["helpfulness"], floor),
+        kl,
+        change,
+        fit_normality(measured["helpful_difference"], reach=reach),
+        steerability,
+    )
 
 
 def fit_line(difference: Measured, *, reach: float = 2.0) -> Fit:
-    """The logit difference as a line in alpha, item by item, where |alpha| <= reach.
+    """Fit the logit difference as a line in alpha, item by item, where |alpha| <= reach.
 
     Its facts: the quartiles of the items' R2, the share of items whose slope is negative, and on each side the first
     alpha at which the mean's gain over alpha 0 is more than a tenth off the line's; None where there is none.
@@ -199,7 +142,7 @@ def fit_line(difference: Measured, *, reach: float = 2.0) -> Fit:
 
 
 def fit_tanh(behaviour: Measured) -> Fit:
-    """Mean behaviour, in [-1, 1], as tanh(a alpha + b) over the whole grid.
+    """Fit mean behaviour, in [-1, 1], as tanh(a alpha + b) over the whole grid.
 
     Its facts: R2 and AIC of a line, AIC of a constant, and on each side where over-steering begins: the first alpha
     beyond the furthest mean at which it has come back by more than the interval of the difference; None for nowhere.
@@ -221,7 +164,7 @@ def fit_tanh(behaviour: Measured) -> Fit:
 
 
 def fit_quadratics(probability: Measured, log_probability: Measured) -> tuple[Fit, Fit]:
-    """Mean P(right) and mean log P(right) near 0 as c0 + c1 alpha + c2 alpha^2.
+    """Fit mean P(right) and mean log P(right) near 0 as c0 + c1 alpha + c2 alpha^2.
 
     Near is the largest symmetric window in which mean P loses no more than a tenth of its value at 0. Their fact:
     whether `|c1| w <= |c2| w^2 / 2` at the window's half-width w, so that the fall is quadratic first of all.
@@ -240,7 +183,7 @@ def fit_quadratics(probability: Measured, log_probability: Measured) -> tuple[Fi
 
 
 def fit_bell(probability: Measured, floor: float) -> Fit:
-    """Mean P(right) over the whole grid as the `bell` of Wolf et al. (arXiv 2401.16332), a > 0 and b >= 0.
+    """Fit mean P(right) over the whole grid as the `bell` of Wolf et al. (arXiv 2401.16332), a > 0 and b >= 0.
 
     Its facts: what the bell says at the grid's two ends, and what was measured there. The floor is that of guessing.
     """
@@ -266,9 +209,17 @@ def fit_bell(probability: Measured, floor: float) -> Fit:
 
 
 def fit_kl(kl: Measured) -> Fit:
-    """The power of |alpha| that the mean KL divergence, in nats a token, grows with: 2 where it is quadratic.
+    """Fit the power of |alpha| that the mean KL divergence, in nats a token, grows with: 2 where it is quadratic.
 
     Both signs are averaged at each |alpha|; means between 1e-5 and 1e-2 nats count, and there must be three.
+
+    Args:
+        kl: values (alphas, texts), such as the `kl` of `Costs`.
+
+    Example:
+        >>> alphas = np.array([-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2])
+        >>> print(fit_kl(Measured(alphas, 0.1 * alphas[:, None] ** 2 * np.ones(5)))["power"])
+        2 [2, 2]
     """
     sizes, at = np.unique(np.abs(kl.alphas).round(9), return_inverse=True)
     both = replace(kl, alphas=sizes, values=np.stack([kl.values[at == i].mean(0) for i in range(len(sizes))]))
@@ -283,7 +234,7 @@ def fit_kl(kl: Measured) -> Fit:
 
 
 def fit_growth(what: str, measured: Measured, *, reach: float = 2.0, **facts: Any) -> Fit:
-    """What is measured, called `what` in the formula, as a line in |alpha| through 0, where |alpha| <= reach."""
+    """Fit what was measured, called `what` in the formula, as a line in |alpha| through 0, where |alpha| <= reach."""
     formula, near = f"{what} = growth |alpha|", measured.near(reach)
     if reason := _too_few(near, 3, f"in |alpha| <= {reach:g}"):
         return Fit(formula, facts=facts, reason=reason)
@@ -291,7 +242,7 @@ def fit_growth(what: str, measured: Measured, *, reach: float = 2.0, **facts: An
 
 
 def fit_normality(difference: Measured, *, reach: float = 2.0) -> Fit:
-    """The spread over items of the logit difference's change from alpha 0, as a line in |alpha| through 0.
+    """Fit the spread over items of the logit difference's change from alpha 0, as a line in |alpha| through 0.
 
     Its facts, an entry for each of `alphas` where anything changed: `sd`, `skewness`, excess `kurtosis`, and `p` of a
     test of normality, D'Agostino and Pearson's, or Shapiro and Wilk's below 20 items.
@@ -299,7 +250,7 @@ def fit_normality(difference: Measured, *, reach: float = 2.0) -> Fit:
     what = "sd over items of the logit difference's change"
     if (items := difference.values.shape[1]) < 3:
         return Fit(what, reason=f"{items} items, where a spread needs at least 3")
-    moved = difference.values - difference.at_zero
+    moved = difference.gain.values
     mean, sd = moved.mean(1, keepdims=True), moved.std(1, ddof=1, keepdims=True)
     spread = (sd > ROUNDING * np.abs(moved).max(1, keepdims=True))[:, 0]
     standard = (moved[spread] - mean[spread]) / sd[spread]
@@ -307,13 +258,42 @@ def fit_normality(difference: Measured, *, reach: float = 2.0) -> Fit:
     facts = {
         "alphas": tuple(difference.alphas[spread].tolist()),
         "sd": tuple(sd[spread, 0].tolist()),
-        "skewness": tuple(stats.skew(row).item() for row in standard),
-        "kurtosis": tuple(stats.kurtosis(row).item() for row in standard),
-        "p": tuple(float(test(row).pvalue) for row in standard),
+        "skewness": tuple(stats.skew(standard, axis=1).tolist()),
+        "kurtosis": tuple(stats.kurtosis(standard, axis=1).tolist()),
+        "p": tuple(test(standard, axis=1).pvalue.tolist()),
     }
     linearised = np.zeros_like(moved)
     linearised[spread] = sd[spread] * (1 + standard**2 / (standard**2).mean(1, keepdims=True)) / 2
     return fit_growth(what, replace(difference, values=linearised), reach=reach, **facts)
+
+
+def fit_steerability(line: Fit, difference: Measured, helpfulness: Measured) -> Fit:
+    """Compare the concept's slope of the mean logit difference with that of random directions, in the line's window.
+
+    Its facts: how many of the directions have a smaller |slope|, the share `p` that has not (the concept counted with
+    them), the ratio of their median |slope| to the concept's, and the helpfulness that they lose at the largest
+    |alpha|.
+
+    Args:
+        line: the concept's, of `fit_line`.
+        difference, helpfulness: means over items of every random direction, which stands in an item's place.
+    """
+    formula = "|slope| of the mean logit difference, against random directions"
+    if line.window is None:
+        return Fit(formula, reason=line.reason)
+    near = difference.at((difference.alphas >= line.window[0]) & (difference.alphas <= line.window[1]))
+    random, size = np.abs(np.polyfit(near.alphas, near.values, 1)[0]), abs(line["slope"].value)
+    sizes = np.abs(helpfulness.alphas).round(9)
+    lost = 1 - helpfulness.values[sizes == sizes.max()].mean(0) / helpfulness.at_zero
+    slope, loss = difference.estimates(np.stack([random, lost]))
+    facts = {
+        "directions": len(random),
+        "smaller": int((random < size).sum()),
+        "p": (1 + int((random >= size).sum())) / (1 + len(random)),
+        "ratio": float(np.median(random) / size) if size > 0 else None,
+        "control_loss": loss,
+    }
+    return Fit(formula, {"concept": line["slope"], "control": slope}, window=line.window, facts=facts)
 
 
 def saturating(alphas: Array, a: float, b: float) -> Array:
@@ -348,7 +328,7 @@ def _curved(
 def _sensitivity(shape: Callable[..., Array], x: Array, y: Array, solution: Array) -> Array:
     """(parameters, points): how a least-squares solution moves with `y`, by the implicit function theorem.
 
-    The shape is derived by a complex step, the gradient of its squared error by a real one.
+    The shape is differentiated by a complex step, the gradient of its squared error by a real one.
     """
 
     def jacobian(p: Array) -> Array:
@@ -357,8 +337,7 @@ def _sensitivity(shape: Callable[..., Array], x: Array, y: Array, solution: Arra
     def gradient(p: Array) -> Array:
         return jacobian(p).T @ (shape(x, *p) - y)
 
-    steps = np.diag(1e-5 * np.maximum(1e-2, np.abs(solution)))
-    hessian = np.stack([(gradient(solution + s) - gradient(solution - s)) / (2 * s.sum()) for s in steps])
+    hessian = optimize.approx_fprime(solution, gradient, 1e-7 * np.maximum(1e-2, np.abs(solution)))
     return np.linalg.pinv(hessian) @ jacobian(solution).T
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repe.measuring.scores import Scores
+from repe.measuring.curve import Scores
 from repe.measuring.scoring import check_causal
 from repe.measuring.write import numbers_of
 from repe.models.blocks import device_of

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repe.data.items import Item
+from repe.measuring.curve import Scores
 from repe.measuring.fanout import Batch, Fanout, Span, compare, trusted, why_padded, witnesses
-from repe.measuring.scores import Scores
 from repe.measuring.scoring import check_causal, encode_items
 from repe.models.blocks import find_stack
 from repe.models.fingerprint import digest, fingerprint

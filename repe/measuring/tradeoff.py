@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from repe.data.catalogue import concept_of, find_task, has
 from repe.data.items import Item, load_items, load_texts
 from repe.measuring.costs import costs
-from repe.measuring.curve import TradeoffCurve
-from repe.measuring.scores import Baseline, Control, Costs, Scores
+from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
 from repe.measuring.scoring import log_likelihoods
 from repe.measuring.sweep import BATCH_TOKENS, scores_of, strengths_of, sweeps
 from repe.models.fingerprint import fingerprint

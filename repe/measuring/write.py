@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repe.measuring.fits import Array
-from repe.measuring.scores import ByValue
+from repe.measuring.curve import ByValue
+from repe.measuring.intervals import Array
 from repe.models.fingerprint import digest, fingerprint
 from repe.models.generate import generate
 from repe.models.tokens import Text, encode

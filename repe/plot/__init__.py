@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from repe.measuring.fits import Array
+from repe.measuring.intervals import Array
 from repe.plot.activations import pairs as pairs
 from repe.plot.activations import poles as poles
 from repe.plot.axes import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from repe.measuring.fits import Array
+from repe.measuring.intervals import Array
 from repe.plot.axes import FAINT, NEGATIVE, POSITIVE, SCORE, SIZE, axes_of, entitle, ink, legend
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from repe.measuring.fits import Array, Fit, bell, saturating
+from repe.measuring.fits import Fit, bell, saturating
+from repe.measuring.intervals import Array
 from repe.plot.axes import (
     AFFORDABLE,
     ALIGNED,

@@ -2,6 +2,9 @@
 
 Fitting happens elsewhere; what is here is frozen. Arithmetic and `to`-like operations return new vectors, and files are
 safetensors with a JSON header, never pickles. The file knows nothing of models.
+
+The header names its format. A header field or a tensor that is not known here was added by a later version, which kept
+the format's name because a reader may do without: it is passed over. Another format is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from repe import display
+from repe.models.files import draft_of
 
 PER_DIRECTION = ("write", "read", "center")
 PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
@@ -275,15 +278,11 @@ class ConceptVector:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a safetensors file, whole or not at all, and returns its path."""
-        path = Path(path)
         # a copy of each, as safetensors refuses tensors that share memory
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            draft = Path(folder) / "draft"
+        with draft_of(path) as draft:
             draft.write_bytes(save(tensors, metadata={"repe": json.dumps(self._header)}))
-            os.replace(draft, path)
-        return path
+        return Path(path)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data that `from_json` makes the vector of again."""
@@ -326,7 +325,8 @@ class ConceptVector:
                 return cls(**header, **{name: file.get_tensor(name) for name in TENSORS})
         except (SafetensorError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} is not a whole concept vector: {error}. Delete the file and extract it anew"
+                f"{path} is not a whole concept vector: {error}. A new one is what `repe.extract` returns: save it at "
+                "another path"
             ) from error
 
 
@@ -345,12 +345,16 @@ def _checked_header(text: str | None) -> dict[str, Any]:
     if text is None:
         raise ValueError("it has no `repe` header")
     header = json.loads(text)
-    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
-        raise ValueError(f"its header is not of the format {FORMAT}")
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"its format is {found!r}, and this version of the library reads {FORMAT!r}; read it with the version that "
+            "wrote it, or with the newest"
+        )
     kinds = {"concept": str, "site": str, "stack": str, "blocks": list, "recommended": list, "provenance": dict}
-    if wrong := [k for k, kind in kinds.items() if not isinstance(header.get(k), kind)] or set(header) - set(kinds):
-        raise ValueError(f"its header has missing, unknown or mistyped fields: {sorted(wrong)}")
-    return header
+    if wrong := [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]:
+        raise ValueError(f"its header has missing or mistyped fields: {wrong}")
+    return {name: header[name] for name in kinds}
 
 
 def _check_blocks(name: str, numbers: tuple[int, ...]) -> None:

@@ -22,7 +22,7 @@ from repe.display import table
 from repe.models.blocks import Stack, device_of, hidden_of, with_hidden
 from repe.models.call import Forward
 from repe.models.tracking import Attachment, Hook, is_running, trackers_of
-from repe.ops.reference import plus
+from repe.ops.plus import plus
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit
 from repe.steering.gate import Gate, Latch

@@ -13,7 +13,8 @@ import repe
 from repe.data.catalogue import find_task
 from repe.data.items import Item, load_items
 from repe.measuring.costs import costs
-from repe.measuring.fits import Measured, fit_kl
+from repe.measuring.fits import fit_kl
+from repe.measuring.intervals import Measured
 from repe.measuring.sweep import sweep
 from repe.models.tokens import Text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -183,6 +184,7 @@ class Playground(ipywidgets.VBox):
         self.error: Exception | None = None
         self.panels = [ipywidgets.HTML(layout=PANEL) for _ in ("unsteered", "steered")]
         self.note = ipywidgets.HTML()
+        self._drawing = threading.RLock()  # what is chosen is drawn while text grows in the background
         self._latest = Latest(self._run)
         self._events = _cell_events()
         about = ipywidgets.HTML(f'{STYLE}<div class="repe-note"><small>{ABOUT_COSTS}</small></div>')
@@ -242,7 +244,7 @@ class Playground(ipywidgets.VBox):
             error.with_traceback(None)  # which would keep the tensors of its frames
         self._draw()
         if self.error is None and not is_stopped():
-            self._say("done", f"Written in {time.perf_counter() - began:.2g} s.{self._others()}")
+            self._say("done", f"Written in {time.perf_counter() - began:.2g} s.{self._others()}", _asked(request))
 
     def _grow(self, sides: Sides) -> None:
         self.sides = sides
@@ -256,14 +258,15 @@ class Playground(ipywidgets.VBox):
     # what is seen
 
     def _draw(self, *_: Any) -> None:
-        place, by_unsteered = self.controls.concept.value, self.controls.reader.value == 1
-        title = [*self.controls.sliders][place]
-        for i, (panel, name) in enumerate(zip(self.panels, ("unsteered", "steered"), strict=True)):
-            side = None if self.sides is None else self.sides[i]
-            panel.value = _side(name, side, title, place, by_unsteered)
+        with self._drawing:
+            place, by_unsteered = self.controls.concept.value, self.controls.reader.value == 1
+            title = [*self.controls.sliders][place]
+            sides = self.sides or (None, None)
+            for panel, name, side in zip(self.panels, ("unsteered", "steered"), sides, strict=True):
+                panel.value = _side(name, side, title, place, by_unsteered)
 
-    def _say(self, state: str, html: str) -> None:
-        self.note.value = f'<div class="repe-note repe-{state}">{html}</div>'
+    def _say(self, state: str, html: str, attributes: str = "") -> None:
+        self.note.value = f'<div class="repe-note repe-{state}"{attributes}>{html}</div>'
         self.controls.stop.disabled = state != "writing"
 
 
@@ -303,6 +306,12 @@ def _costs(side: Side) -> str:
         f"perplexity <b>{side.perplexity:.3g}</b> &nbsp;·&nbsp; KL <b>{side.kl:.3f}</b> nats a token &nbsp;·&nbsp; "
         f"{count} token{'s' * (count != 1)}"
     )
+
+
+def _asked(request: Request) -> str:
+    """What was asked for, as attributes: who drives a browser sees by them which of the writings is done."""
+    text = request.text if isinstance(request.text, str) else request.text[-1]["content"]
+    return f' data-prompt="{escape(text)}" data-alphas="{" ".join(f"{alpha:g}" for alpha in request.alphas)}"'
 
 
 def _told(error: Exception) -> str:

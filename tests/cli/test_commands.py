@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import repe
 from repe import cli
 from repe.cli import arguments, terminal
+from repe.models.files import draft_of
 from repe.reading import readers, store
 from repe.steering import kinds
 from repe.steering.edit import EditOptions
@@ -558,11 +559,11 @@ def test_a_process_that_nobody_watches_writes_only_what_was_asked_for_and_ctrl_c
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_what_breaks_off_leaves_nothing_and_what_was_there(tmp_path, error):
     target = tmp_path / "there" / "file"
-    with terminal.draft_of(target) as draft:
+    with draft_of(target) as draft:
         draft.write_text("whole")
 
     def breaks():
-        with terminal.draft_of(target) as draft:
+        with draft_of(target) as draft:
             draft.write_text("ha")
             raise error
 

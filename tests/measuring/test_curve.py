@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repe.measuring import choice as choice_file
-from repe.measuring.choice import choose
-from repe.measuring.curve import TradeoffCurve
-from repe.measuring.scores import Baseline, Control, Costs, Scores
+from repe.measuring.choice import affordable, first_half
+from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
+from repe.measuring.intervals import clusters_of
 
 ALPHAS = np.array([-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0])
 NAN = np.nan
@@ -216,7 +215,7 @@ PAIR = [[[-1.0, -2.0]]]
     [
         (changed(alphas=ALPHAS[::-1]), "alphas are sorted, none twice; got [2.0,"),
         (changed(alphas=np.where(ALPHAS == 2, 1.5, ALPHAS)), "alphas are sorted, none twice"),
-        (changed(alphas=np.where(ALPHAS == 2, np.inf, ALPHAS)), "`alphas` holds values that are not finite"),
+        (changed(alphas=np.where(ALPHAS == 2, np.inf, ALPHAS)), "`alphas` holds non-finite values"),
         (changed(alphas=ALPHAS + 0.1), "alphas hold 0, against which all is measured; got [-1.9,"),
         (changed(alphas=[]), "`alphas` holds numbers in 1 dimensions, at least one in each; got shape (0,)"),
         (changed(alphas=["a"]), "`alphas` holds numbers in 1 dimensions, at least one in each; got ['a']"),
@@ -225,7 +224,7 @@ PAIR = [[[-1.0, -2.0]]]
         (changed(alignment=scores(rows=3)), "`alignment` has 3 rows for 9 alphas"),
         (changed(helpfulness=None), "`helpfulness` is of Scores, got NoneType"),
         (changed(costs=Costs(kl=np.ones((3, 2)))), "there are 9 alphas, but {'kl': 3} rows"),
-        (changed(costs=None), "`costs` is of <class 'repe.measuring.scores.Costs'>, got NoneType"),
+        (changed(costs=None), "`costs` is of Costs, got NoneType"),
         (changed(control=control(rows=4)), "there are 9 alphas, but {'control': 4} rows"),
         (changed(concept=3), "`concept` is text, got [3]"),
         (changed(provenance={"x": object()}), "provenance is a mapping of plain JSON data: Object of type object"),
@@ -240,13 +239,13 @@ PAIR = [[[-1.0, -2.0]]]
         (scored([[[NAN, NAN]], [[-1.0, -2.0]]]), "rows [0] of 'x' are NaN where others have numbers"),
         (scored([[[-1.0, NAN]]]), "items [0] of 'x' have fewer than two options"),
         (scored([[[1.0, -2.0]]]), "a log-likelihood is at most 0, got 1 in 'x'"),
-        (scored([[[-np.inf, -2.0]]]), "`log_likelihoods` holds values that are not finite"),
+        (scored([[[-np.inf, -2.0]]]), "`log_likelihoods` holds non-finite values"),
         (scored([[-1.0, -2.0]]), "`log_likelihoods` holds numbers in 3 dimensions"),
         (scored(PAIR, answers=(0, 1)), "`log_likelihoods` are of 1 items, but there are 2 answers and 1 groups"),
         (scored(PAIR, groups="a"), "`groups` is text, got 'a'"),
         (scored(PAIR, groups=(1,)), "`groups` is text, got (1,)"),
         (scored(PAIR, name=None), "`name` is text, got [None]"),
-        (lambda: Costs(kl=[[1.0, NAN]]), "`kl` holds values that are not finite"),
+        (lambda: Costs(kl=[[1.0, NAN]]), "`kl` holds non-finite values"),
         (lambda: Control([0, 1], np.ones((2, 3)), np.ones((2, 3)), np.ones((2, 4))),
          "`helpfulness` of the control has shape (2, 4), expected (2, 3) (seeds, alphas)"),
         (lambda: Control([10**30], [[1.0]], [[1.0]], [[1.0]]), "`seeds` holds whole numbers"),
@@ -339,20 +338,21 @@ def edited(**changes) -> str:
         (lambda: "", "Expecting value"),
         (lambda: "[" * 100_000, "maximum recursion depth"),
         (lambda: "[]", "it is not of the format repe.curve/1"),
-        (lambda: edited(format="repe.curve/2"), "it is not of the format repe.curve/1"),
+        (lambda: edited(format="repe.curve/2"), "it is of the format repe.curve/2, and this version of repe reads "),
+        (lambda: edited(format="repe.curve/1.1"), "it is not of the format repe.curve/1"),
         (lambda: edited(format=["repe.curve/1"]), "it is not of the format repe.curve/1"),
-        (lambda: edited(extra=1), "the curve is not an object with the fields ['alignment', 'alphas',"),
-        (lambda: json.dumps({"format": "repe.curve/1"}), "the curve is not an object with the fields"),
+        (lambda: json.dumps({"format": "repe.curve/1"}), "the curve lacks ['alignment', 'alphas', 'concept', 'help"),
         (lambda: edited(alignment=None), "`alignment` is of Scores, got NoneType"),
-        (lambda: edited(alignment=[1]), "`alignment` is not an object with the fields ['answers', 'groups',"),
-        (lambda: edited(control={"seeds": [1]}), "`control` is not an object with the fields ['behaviour',"),
+        (lambda: edited(alignment=[1]), "`alignment` is an object with the fields of Scores, got [1]"),
+        (lambda: edited(control={"seeds": [1]}), "`control` lacks ['behaviour', 'difference', 'helpfulness']"),
         (lambda: edited(alphas=ALPHAS[1:].tolist()), "`alignment` has 9 rows for 8 alphas"),
         (lambda: edited(alphas="0"), "`alphas` holds numbers in 1 dimensions"),
         (lambda: edited(alphas=[{}, 0]), "`alphas` holds numbers in 1 dimensions"),
         (lambda: edited(alphas=[10**400]), "`alphas` holds numbers in 1 dimensions"),
-        (lambda: edited(alphas=[0, None]), "`alphas` holds values that are not finite"),
+        (lambda: edited(alphas=[0, None]), "`alphas` holds non-finite values"),
         (lambda: edited(alphas=[0, NAN]), "NaN is no JSON number"),
-        (lambda: edited(costs={"kl": [[1]]}), "`costs` is not an object with the fields"),
+        (lambda: edited(costs={"kl": [[1]]}), "there are 9 alphas, but {'kl': 1} rows"),
+        (lambda: edited(costs=3), "`costs` is an object with the fields of Costs, got 3"),
         (lambda: edited(provenance=[1]), "provenance is a mapping of plain JSON data"),
         (lambda: edited(concept=None), "`concept` is text"),
     ],
@@ -362,13 +362,26 @@ def test_a_file_that_is_no_curve_is_named_with_what_is_wrong(tmp_path, text, say
     path.write_text(text())
     with pytest.raises(ValueError) as raised:
         TradeoffCurve.load(path)
-    assert str(raised.value).startswith(f"{path} is not a whole trade-off curve: ")
+    assert str(raised.value).startswith(f"{path} cannot be read as a trade-off curve: ")
     assert says in str(raised.value)
+
+
+def test_a_file_of_another_version_of_the_format_is_read(tmp_path):
+    data = json.loads(saved())
+    newer = data | {"added": {"x": [1]}, "alignment": data["alignment"] | {"added": 1}}
+    older = {name: value for name, value in data.items() if name not in ("control", "baseline", "provenance")}
+    older["costs"] = {"kl": data["costs"]["kl"]}
+    for text, expected in (
+        (newer, curve()),
+        (older, replace(curve(), control=None, baseline=None, provenance={}, costs=Costs(kl=curve().costs.kl))),
+    ):
+        (tmp_path / "c.json").write_text(json.dumps(text))
+        assert TradeoffCurve.load(tmp_path / "c.json") == expected
 
 
 def test_bytes_that_are_no_text_and_files_that_are_not_there(tmp_path):
     (tmp_path / "x").write_bytes(b"\xff\xfe{")
-    with pytest.raises(ValueError, match="is not a whole trade-off curve: 'utf-8' codec"):
+    with pytest.raises(ValueError, match="cannot be read as a trade-off curve: 'utf-8' codec"):
         TradeoffCurve.load(tmp_path / "x")
     with pytest.raises(FileNotFoundError, match="there is no trade-off curve at"):
         TradeoffCurve.load(tmp_path / "y")
@@ -380,10 +393,10 @@ def test_bytes_that_are_no_text_and_files_that_are_not_there(tmp_path):
 def test_the_choice_is_what_its_two_halves_say():
     c = traded(3)
     choice = c.best(0.1, seed=5)
-    assert choice == choose(c, 0.1, seed=5)
+    assert choice == c.best(0.1, seed=5)
     assert choice != c.best(0.1, seed=6)
     row = int(np.flatnonzero(c.alphas == choice.alpha)[0])
-    first = choice_file.first_half(set(named(c.alignment)), set(named(c.helpfulness)), np.random.default_rng(5))
+    first = first_half(set(named(c.alignment)), set(named(c.helpfulness)), np.random.default_rng(5))
     for outcome, wanted in ((choice.chosen, True), (choice.tested, False)):
         right = c.helpfulness.probability[:, np.isin(named(c.helpfulness), first) == wanted].mean(1)
         assert outcome.loss.value == pytest.approx(1 - right[row] / right[4])
@@ -395,13 +408,13 @@ def test_the_choice_is_what_its_two_halves_say():
 
 
 def named(task: Scores) -> list[str]:
-    return choice_file.clusters_of(task.groups)
+    return clusters_of(task.groups)
 
 
 @given(st.sets(st.integers(0, 30), min_size=4), st.sets(st.integers(0, 30), min_size=4), st.integers(0, 99))
 def test_either_half_has_clusters_of_both_tasks(one, other, seed):
     one, other = {str(n) for n in one}, {str(n) for n in other}
-    first = set(choice_file.first_half(one, other, np.random.default_rng(seed)))
+    first = set(first_half(one, other, np.random.default_rng(seed)))
     assert first <= one | other
     for task in (one, other):
         assert abs(len(task & first) - len(task - first)) <= 2
@@ -456,16 +469,16 @@ def test_where_nothing_gains_the_reason_says_so():
 
 def test_three_clusters_are_too_few_to_choose_and_test():
     c = replace(curve(), alignment=pairs(ALPHAS[:, None] + np.zeros((9, 6)), list("aabbcc"), "asks"))
-    assert c.best().reason == "'asks' has 3 clusters of items, too few to choose and test: 4"
+    assert c.best().reason == "the items of behaviour are of 3 clusters, too few to choose and test: 4"
     assert c.best().alpha == 0
 
 
 def test_an_affordable_strength_behind_one_that_is_not_is_not_taken():
-    affordable = np.array([True, False, True, True, True, True, False, True, True])
-    within = choice_file.affordable(ALPHAS, affordable)
+    cheap = np.array([True, False, True, True, True, True, False, True, True])
+    within = affordable(ALPHAS, cheap)
     assert ALPHAS[within].tolist() == [-1.0, -0.5, 0.0, 0.5]
-    assert choice_file.affordable(ALPHAS, np.ones(9, bool)).all()
-    assert not choice_file.affordable(ALPHAS, ALPHAS != 0).any()
+    assert affordable(ALPHAS, np.ones(9, bool)).all()
+    assert not affordable(ALPHAS, ALPHAS != 0).any()
 
 
 def test_the_budget_is_seldom_broken_on_the_other_half():

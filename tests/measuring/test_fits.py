@@ -11,11 +11,7 @@ from scipy import optimize, stats
 
 import repe.measuring.fits
 from repe.measuring.fits import (
-    RESAMPLES,
-    TAIL,
-    Estimate,
     Fit,
-    Measured,
     bell,
     fit_bell,
     fit_growth,
@@ -26,6 +22,7 @@ from repe.measuring.fits import (
     fit_tanh,
     saturating,
 )
+from repe.measuring.intervals import RESAMPLES, TAIL, Estimate, Measured
 
 GRID = np.linspace(-4, 4, 17)
 seeds = st.integers(0, 2**16)

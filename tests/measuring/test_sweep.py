@@ -24,6 +24,7 @@ from repe.measuring.curve import Scores
 from repe.measuring.fanout import Fanout, Span
 from repe.measuring.scoring import log_likelihoods
 from repe.measuring.sweep import Record, scores_of, strengths_of, sweep, sweeps
+from repe.models import families
 from repe.reading import trees as prefixes
 from tests import oracles, zoo
 
@@ -445,7 +446,7 @@ def test_small_trees_are_grown_where_one_large_one_costs_more(monkeypatch: Any, 
     spans = [Span((1, *range(9 + 50 * i, 39 + 50 * i), option), 31) for i in range(2) for option in (5, 6)]
     with repe.steer(model, vector, 0.0) as handle:
         for cost, grown in ((lambda tree, d_model: len(tree) ** 2, 2), (lambda tree, d_model: len(tree), 1)):
-            monkeypatch.setattr(fanout, "cost_of", cost)
+            monkeypatch.setattr(prefixes.Tree, "cost", cost)
             (batch,) = Fanout(model, handle, "", 8192).batches(spans, 2)
             assert batch.height == grown
             assert sorted(batch.texts) == [0, 1, 2, 3]
@@ -486,8 +487,9 @@ def test_a_family_that_is_listed_by_mistake_is_found_out(
 ) -> None:
     model, how = built(name), {"scope": scope, "batch_tokens": 100}
     expected = sweep(model, tokenizer, vector, TASKS, ALPHAS, **how)
-    monkeypatch.setattr(prefixes, "FAMILIES", prefixes.FAMILIES | {name})
-    monkeypatch.setattr(prefixes, "LAYER_TYPES", {*prefixes.LAYER_TYPES, "linear_attention"})
+    by_mistake = families.Family("listed by mistake", types=(name,), trees=True)
+    monkeypatch.setattr(families, "_FAMILIES", [*families.known_families(), by_mistake])
+    monkeypatch.setattr(families, "LAYER_TYPES", {*families.LAYER_TYPES, "linear_attention"})
     before = state_of(model)
     assert_found_out(model, tokenizer, vector, expected, **how)
     assert_found_out(model, tokenizer, vector, expected, resume=tmp_path / "kept", **how)

@@ -10,7 +10,7 @@ import repe
 from repe.data.items import Item, load_items, load_texts
 from repe.measuring.calibrate import halves
 from repe.measuring.costs import costs
-from repe.measuring.scores import Scores
+from repe.measuring.curve import Scores
 from repe.measuring.scoring import log_likelihoods
 from repe.measuring.sweep import sweep
 from repe.measuring.tradeoff import texts_of

@@ -15,7 +15,8 @@ from repe import plot
 from repe.measuring.calibrate import Calibration, Setting, Trial
 from repe.measuring.choice import UNCHANGED, Outcome
 from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
-from repe.measuring.fits import Estimate, bell, saturating
+from repe.measuring.fits import bell, saturating
+from repe.measuring.intervals import Estimate
 from repe.plot import text as plot_text
 from repe.reading.read import Reading, score
 

@@ -418,7 +418,7 @@ def test_a_pickle_of_a_steered_model_needs_no_repe(model: Any, batch: dict, tmp_
         "model.train()(input_ids=torch.tensor([[9, 17]])).logits.sum().backward();"
         "assert not any(name.startswith('repe') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "model")], check=True, cwd=tmp_path, timeout=120)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "model")], check=True, cwd=tmp_path)
 
 
 def test_a_removed_handle_lets_go_of_the_model(batch: dict, vector: ConceptVector) -> None:
@@ -472,7 +472,7 @@ def test_two_threads_generate_at_once(model: Any, vector: ConceptVector) -> None
         with repe.steer(model, vector, 3.0, **how):
             expected = [generated(model, prompt, 20) for prompt in prompts]
             found: dict[int, list[int]] = {}
-            both_inside = threading.Barrier(2, timeout=30)
+            both_inside = threading.Barrier(2, timeout=60)
 
             def work(i: int, found: Any = found, meet: Any = both_inside) -> None:
                 def wait(_ids: Any, scores: Tensor) -> Tensor:
@@ -500,12 +500,12 @@ def test_a_forward_that_began_before_the_steering_is_left_as_it_is(
 
     def wait(*_: Any) -> None:
         inside.set()
-        attached.wait(30)
+        assert attached.wait(60)
 
     hook = find_stack(model).blocks[0].register_forward_hook(wait)
     thread = threading.Thread(target=lambda: found.update(logits=logits(model, batch)))
     thread.start()
-    inside.wait(30)
+    assert inside.wait(60)
     handle = repe.steer(model, oracles.vector(site=site), 1.0, blocks=2)
     attached.set()
     thread.join()
