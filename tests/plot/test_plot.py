@@ -18,6 +18,7 @@ from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
 from repe.measuring.fits import bell, saturating
 from repe.measuring.intervals import Estimate
 from repe.plot import text as plot_text
+from repe.plot.axes import moved_apart
 from repe.reading.read import Reading, score
 
 ALPHAS = np.linspace(-4, 4, 21).round(9)
@@ -419,7 +420,7 @@ def test_what_is_drawn_in_ink_has_the_colour_of_text(theme):
 
 @pytest.mark.parametrize("places", [[], [0.5], [0.2, 0.9], [0.98, 0.98, 0.97, 0.1], [0.5] * 4, [0.0, 1.0, 0.01]])
 def test_places_too_close_are_moved_apart_and_stay_in_order(places):
-    apart = plot.moved_apart(places, 0.1, (0, 1))
+    apart = moved_apart(places, 0.1, (0, 1))
     assert np.argsort(apart, kind="stable").tolist() == np.argsort(places, kind="stable").tolist()
     assert (np.diff(sorted(apart)) > 0.1 - 1e-9).all()
     assert all(-1e-9 <= place <= 1 + 1e-9 for place in apart)
