@@ -11,7 +11,7 @@ import torch
 import repe
 from repe import display as showing
 from repe.reading.read import Reading
-from tests.plot.test_plot import contrast, curve, vector
+from tests.drawn import contrast, curve, vector
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = (SCRIPT, '" onmouseover="x', "a & b", "</div></span>", "\x1b[2J", "\u202eabc", "a\rb", "")
