@@ -1,14 +1,16 @@
-"""How objects show themselves: HTML for notebooks, and text in colour for terminals.
+"""How things are shown: tables and coloured tokens, as text for terminals and as HTML for notebooks.
 
-The HTML needs no script, no other file and no theme: grounds are translucent, and letters keep the colour that text has
-where it is shown. Whatever is given is escaped. Purple is more of a concept, orange is less, as in the pictures.
+What is shown are strings and numbers; no class of the library is known here. The HTML needs no script, no other file
+and no theme: grounds are translucent, and letters keep the colour that text has where it is shown. Whatever is given is
+escaped. Purple is more of a concept, orange is less, as in the pictures.
 """
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -20,32 +22,122 @@ SAMPLES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 # of the 256 colours of terminals, from weak to strong: light enough for black letters, dark enough for any ground
 MORE_OF_256, LESS_OF_256, BLACK_OF_256 = (146, 141, 99), (180, 215, 208), 16
 STEPS = (0.25, 0.75, 1.5)  # scores from which a colour is shown
-ROWS = 12  # of a table, at most
+TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+ENDLESS = 10**9  # columns
+
+
+def visible(text: str, spared: str = "\n\t") -> str:
+    """A text in which nothing steers a terminal or turns the writing: such characters stand as code."""
+    return "".join(_coded(c) if c not in spared and _acts(c) else c for c in text)
+
+
+def _acts(letter: str) -> bool:
+    """Whether it is no letter to be seen, but one that controls, ends a line, or turns the writing."""
+    return letter in TURNING or unicodedata.category(letter) in ("Cc", "Zl", "Zp")
+
+
+def _coded(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under their heads, over a note: as text in columns, and as HTML. Made by `table`."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+    def text(self, width: int = ENDLESS) -> str:
+        """In columns; where `width` is too narrow for them, the last is broken between words."""
+        parts = (self.title, self._columns(width), self.note)
+        return "\n".join(part for part in parts if part)
+
+    def html(self) -> str:
+        """With the title as the caption, and the note below."""
+        title = f'<caption style="text-align: left; white-space: nowrap"><b>{escape(self.title)}</b></caption>'
+        body = "".join(_row("td", row) for row in self.rows)
+        note = f"<p>{escape(self.note)}</p>" if self.note else ""
+        return f"<table>{title}{_row('th', self.heads)}{body}</table>{note}"
+
+    def _columns(self, width: int) -> str:
+        from rich.console import Console
+        from rich.table import Table as Grid
+
+        grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(self.heads))
+        for place, head in enumerate(self.heads, start=1):
+            grid.add_column(head, no_wrap=place < len(self.heads))
+        for row in self.rows:
+            grid.add_row(*row)
+        plain = Console(width=width, markup=False, emoji=False, highlight=False, color_system=None, force_jupyter=False)
+        with plain.capture() as printed:
+            plain.print(grid)
+        return "\n".join(line.rstrip() for line in printed.get().removesuffix("\n").split("\n"))
+
+    __str__ = text
+    _repr_html_ = html
+
+
+def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> Table:
+    """A table of whatever has a `str`, each cell a line.
+
+    Example:
+        >>> print(table("two blocks", ["block", "accuracy"], [[3, 0.98], [11, 0.7]], "on 40 pairs"))
+        two blocks
+        block  accuracy
+        3      0.98
+        11     0.7
+        on 40 pairs
+    """
+    cells = tuple(tuple(visible(str(cell), "") for cell in row) for row in (heads, *rows))
+    return Table(visible(title, ""), cells[0], cells[1:], visible(note))
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text, token by token, the score of each its ground: coloured text, and HTML. Made by `tokens`."""
+
+    title: str
+    words: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    def text(self, *, color: bool = True) -> str:
+        """Over a legend; without colour the scores that would be in colour stand behind their tokens in brackets."""
+        paint = _painted if color else _marked
+        words = "".join(paint(word, score) for word, score in zip(self.words, self.scores, strict=True))
+        return f"{words}\n\n{self.title}: {_legend(color)}"
+
+    def html(self) -> str:
+        """Under the title and a legend; every token has its score for a tooltip."""
+        spans = "".join(_span(i, *token) for i, token in enumerate(zip(self.words, self.scores, strict=True)))
+        legend = " ".join(f'<span style="{_ground(s)}">&nbsp;{_signed(s)}&nbsp;</span>' for s in SAMPLES)
+        title = f"<b>{escape(self.title)}</b> &nbsp; <small>score {legend}</small>"
+        head, body = "margin-bottom: 0.3em", "white-space: pre-wrap; line-height: 1.8"
+        return f'<div><div style="{head}">{title}</div><div style="{body}">{spans}</div></div>'
+
+    _repr_html_ = html
+
+
+def tokens(title: str, words: Iterable[str], scores: Iterable[float]) -> Tokens:
+    """The tokens of a text and their scores; the poles stand at -1 and +1, and NaN is no score."""
+    return Tokens(visible(title, ""), tuple(map(_legible, words)), tuple(scores))
+
+
+def _legible(word: str) -> str:
+    """A token as it can be seen: the end of a line has a mark, and nothing is a dot."""
+    return visible(word).replace("\n", "↵\n") or "·"
 
 
 # HTML
 
 
-def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> str:
-    """A table under its title, over a note."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    caption = '<caption style="text-align: left; white-space: nowrap">'
-    under = f"<p>{escape(note)}</p>" if note else ""
-    return f"<table>{caption}<b>{escape(title)}</b></caption><tr>{head}</tr>{body}</table>{under}"
-
-
-def tokens(title: str, words: Sequence[str], scores: Sequence[float]) -> str:
-    """A text, the score of every token its ground and its tooltip, under a title and a legend."""
-    spans = "".join(_span(word, score, i) for i, (word, score) in enumerate(zip(words, scores, strict=True)))
-    legend = " ".join(f'<span style="{_ground(s)}">&nbsp;{_signed(s)}&nbsp;</span>' for s in SAMPLES)
-    head = f'<div style="margin-bottom: 0.3em"><b>{escape(title)}</b> &nbsp; <small>score {legend}</small></div>'
-    return f'<div>{head}<div style="white-space: pre-wrap; line-height: 1.8">{spans}</div></div>'
-
-
-def _span(word: str, score: float, place: int) -> str:
-    said = f"token {place}: {_signed(score)}"
-    return f'<span title="{said}" style="{_ground(score)}">{escape(_visible(word))}</span>'
+def _span(place: int, word: str, score: float) -> str:
+    return f'<span title="token {place}: {_signed(score)}" style="{_ground(score)}">{escape(word)}</span>'
 
 
 def _ground(score: float) -> str:
@@ -63,32 +155,19 @@ def _signed(score: float) -> str:
 # terminals
 
 
-def colored(reading: Any, *, block: int | None = None, color: bool = True) -> str:
-    """The text that was read, every token on the colour of its score, over a legend.
-
-    Args:
-        reading: what `repe.read` returned.
-        block: where it was read; the recommended blocks by default.
-        color: False for plain text, where the scores that would be in colour stand behind their tokens in brackets.
-    """
-    scores = reading.at(block).tolist()
-    paint = _painted if color else _marked
-    text = "".join(paint(word, score) for word, score in zip(reading.tokens, scores, strict=True))
-    return f"{text}\n\n{_plain(_titled(reading, block))}: {_legend(color)}"
-
-
 def _painted(word: str, score: float) -> str:
     """The token on its colour, which ends with the line: terminals would fill the rest of it."""
-    level = _level(score)
-    if not level:
-        return _visible(word)
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    if not (level := _level(score)):
+        return word
     ground = (MORE_OF_256 if score > 0 else LESS_OF_256)[level - 1]
-    begin, end = f"\x1b[38;5;{BLACK_OF_256};48;5;{ground}m", "\x1b[0m"
-    return "\n".join(f"{begin}{line}{end}" if line else "" for line in _visible(word).split("\n"))
+    style = Style.parse(f"color({BLACK_OF_256}) on color({ground})")
+    return "\n".join(style.render(line, color_system=ColorSystem.EIGHT_BIT) for line in word.split("\n"))
 
 
 def _marked(word: str, score: float) -> str:
-    word = _visible(word)
     if not _level(score):
         return word
     end = len(word.rstrip("\n"))
@@ -105,118 +184,3 @@ def _legend(color: bool) -> str:
         return f"[score] beyond ±{STEPS[0]:g}, poles at ±1"
     samples = [*(-step for step in reversed(STEPS)), *STEPS]
     return " ".join(_painted(f" {sample:+g} ", sample) for sample in samples) + " poles at ±1"
-
-
-def _visible(word: str) -> str:
-    """A token as it can be seen: what ends a line with a mark, what steers a terminal or turns the writing as code."""
-    if not word:
-        return "·"
-    return "".join("↵\n" if c == "\n" else c if c == "\t" else _plain(c) for c in word)
-
-
-def _plain(text: str) -> str:
-    return "".join(_coded(c) if unicodedata.category(c) == "Cc" or c in TURNING else c for c in text)
-
-
-TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def _coded(letter: str) -> str:
-    return letter.encode("unicode_escape").decode()
-
-
-# what is shown of each
-
-
-def of_reading(reading: Any, block: int | None = None) -> str:
-    return tokens(_titled(reading, block), reading.tokens, reading.at(block).tolist())
-
-
-def _titled(reading: Any, block: int | None) -> str:
-    blocks = reading.recommended if block is None else (block,)
-    return f"{reading.concept} at {_blocks(blocks)}"
-
-
-def of_vector(vector: Any) -> str:
-    """A table of the blocks, or of some, evenly spread, and the recommended."""
-    count = len(vector.blocks)
-    spread = {round(i * (count - 1) / (ROWS - 1)) for i in range(ROWS)} if count > ROWS else set(range(count))
-    rows = sorted(spread | {vector.row(block) for block in vector.recommended}, key=lambda row: vector.blocks[row])
-    where = "" if vector.site == "block" else f", at the site {vector.site!r}"
-    title = f"{vector.concept}: {_many(count, 'block')} x {vector.d_model}{where}"
-    heads = ["block", "accuracy", "separation (sigmas)", "scale", "norm"]
-    return table(title, heads, [_row(vector, row) for row in rows], _provenance(vector.provenance))
-
-
-def _row(vector: Any, row: int) -> list[str]:
-    block = vector.blocks[row]
-    accuracy, *others = (float(t[row]) for t in (vector.accuracy, vector.separation, vector.scale, vector.norm))
-    mark = " ← recommended" if block in vector.recommended else ""
-    return [f"{block}{mark}", _number(accuracy, ".2f"), *(_number(value, ".3g") for value in others)]
-
-
-def _provenance(made: Mapping[str, Any]) -> str:
-    said = ("made", "reader", "pairs", "held_out_pairs", "model")
-    return ", ".join(f"{key.replace('_', ' ')}: {made[key]}" for key in said if key in made)
-
-
-def of_steering(handle: Any, gate: Any) -> str:
-    """A row of what the handle does, the gate among it."""
-    facts, state = _facts(handle, gate), "attached" if handle.attached else "removed"
-    return table(f"steering along {_along(handle)}, {state}", [*facts], [[*facts.values()]])
-
-
-def steering_line(handle: Any, gate: Any) -> str:
-    facts = [f"{name}={fact}" for name, fact in _facts(handle, gate).items()]
-    return f"Steering({', '.join([repr(_along(handle)), *facts])}{'' if handle.attached else ', removed'})"
-
-
-def _facts(handle: Any, gate: Any) -> dict[str, str]:
-    """What a handle does, by what it is called in `repe.steer`; what is not set is left out."""
-    plan, scope = handle.plan, handle.scope
-    options = plan.options
-    shape = getattr(scope, "shape", None)
-    facts = {
-        "alpha": _alpha(handle.alpha),
-        "edit": repr(plan.edit),
-        "target": None if options.target is None else f"{options.target:g}",
-        "theta": None if options.theta is None else f"{options.theta:.3g}",
-        "unit": repr(plan.unit) if plan.has_length else None,
-        "keep_norm": "True" if options.keep_norm else None,
-        "site": repr(handle.site),
-        "blocks": str(list(handle.blocks)),
-        "scope": repr(scope) if shape is None else f"mask of {tuple(shape)}",
-        "gate": None if gate is None else _gate(gate),
-    }
-    return {name: fact for name, fact in facts.items() if fact is not None}
-
-
-def _along(handle: Any) -> str:
-    return ", ".join(vector.concept for vector in handle.plan.vectors) or "constants"
-
-
-def _alpha(alpha: Any) -> str:
-    if isinstance(alpha, float):
-        return f"{alpha:g}"
-    return f"{len(alpha)} rows" if len(alpha) > ROWS else f"[{', '.join(f'{one:g}' for one in alpha.tolist())}]"
-
-
-def _gate(decide: Any) -> str:
-    """A `Gate`, of which the handle holds the method that decides, or a function."""
-    gate: Any = getattr(decide, "__self__", None)
-    if not all(hasattr(gate, name) for name in ("vector", "threshold", "above", "at", "token")):
-        return getattr(decide, "__qualname__", type(decide).__name__)
-    sign = ">" if gate.above else "<"
-    return f"Gate({gate.vector.concept!r} {sign} {gate.threshold:g} at block {gate.at}, {gate.token} token)"
-
-
-def _blocks(blocks: Sequence[int]) -> str:
-    return f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
-
-
-def _many(count: int, one: str) -> str:
-    return f"{count} {one}{'s' * (count != 1)}"
-
-
-def _number(value: float, how: str) -> str:
-    return "unknown" if math.isnan(value) else format(value, how)

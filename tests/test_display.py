@@ -1,16 +1,20 @@
-"""How objects show themselves: whatever they hold comes out as text, and can be read on any ground."""
+"""How things are shown: whatever they hold comes out as text, and can be read on any ground."""
 
 import re
+import unicodedata
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import repe
-from repe import display as showing
+from repe import display
 from repe.reading.read import Reading
+from repe.reading.vector import ROWS
 from tests.drawn import contrast, curve, vector
 
 SCRIPT = "<script>alert(1)</script>"
@@ -144,12 +148,52 @@ def test_another_block_can_be_shown():
             show(3)
 
 
+# tables
+
+
+def test_a_table_has_columns_under_a_title_and_over_a_note():
+    shown = display.table("two", ["a", "bb"], [["ccc", 1], ["日本", ""]], "so far")
+    assert str(shown) == "two\na     bb\nccc   1\n日本\nso far"
+    assert str(display.table("", ["", ""], [["a", "bb"]])) == "a  bb"
+    assert [text for text, _ in Page(shown.html()).texts] == ["two", "a", "bb", "ccc", "1", "日本", "so far"]
+
+
+def test_where_a_table_is_too_wide_its_last_column_is_broken_into_lines():
+    shown = display.table("", ["", ""], [["of words", "word " * 9], ["joy", "x"]])
+    assert shown.text(20).split("\n") == [
+        "of words  word word",
+        *["          word word"] * 3,
+        "          word",
+        "joy       x",
+    ]
+    assert shown.text(14).split("\n") == ["of words  word", *["          word"] * 8, "joy       x"]
+    assert len(str(display.table("", ["", ""], [["a", "word " * 999]])).split("\n")) == 1
+
+
+def test_what_stands_in_a_table_is_a_line_without_controls_or_markup():
+    cells = [*HOSTILE, "[bold]x[/bold] :smile:", "two\nlines", "\u2028"]
+    expected = ["\\x1b[2J", "\\u202eabc", "a\\rb", "", "[bold]x[/bold] :smile:", "two\\nlines", "\\u2028"]
+    shown = display.table("\x07", ["cell"], [[cell] for cell in cells], "\x1b\n.")
+    assert str(shown).split("\n") == ["\\x07", "cell", *HOSTILE[:4], *expected, "\\x1b", "."]
+    texts = [text for text, _ in Page(shown.html()).texts]
+    assert texts == ["\\x07", "cell", *HOSTILE[:4], *filter(None, expected), "\\x1b\n."]
+
+
+@given(st.text())
+def test_what_is_visible_neither_steers_a_terminal_nor_turns_the_writing(text):
+    shown = display.visible(text)
+    assert all(c in "\n\t" or unicodedata.category(c) not in ("Cc", "Zl", "Zp") for c in shown)
+    turning = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    assert not {unicodedata.bidirectional(c) for c in shown} & turning
+    assert len(display.visible(text, "").split("\n")) == 1
+
+
 # terminals
 
 
 def test_colours_say_how_strong_a_score_is():
     scores = [-2.0, -1.0, -0.5, 0.1, float("nan"), 0.5, 1.0, 2.0]
-    text = showing.colored(read_of("abcdefgh", scores)).split("\n\n")[0]
+    text = read_of("abcdefgh", scores).text().split("\n\n")[0]
     grounds = dict(re.findall(r"48;5;(\d+)m(\w)", text)[i][::-1] for i in range(6))
     assert grounds == {"a": "208", "b": "215", "c": "180", "f": "146", "g": "141", "h": "99"}
     assert ESCAPE.sub("", text) == "abcdefgh"
@@ -157,9 +201,9 @@ def test_colours_say_how_strong_a_score_is():
 
 
 def test_colours_of_terminals_are_legible_on_themselves_and_seen_on_any_ground():
-    for code in (*showing.MORE_OF_256, *showing.LESS_OF_256):
+    for code in (*display.MORE_OF_256, *display.LESS_OF_256):
         color = xterm(code)
-        assert contrast(color, xterm(showing.BLACK_OF_256)) > 4.5
+        assert contrast(color, xterm(display.BLACK_OF_256)) > 4.5
         assert contrast(color, (1, 1, 1)) > 1.3
 
 
@@ -170,23 +214,22 @@ def xterm(code: int) -> list[float]:
 
 @pytest.mark.parametrize("color", [True, False])
 def test_a_terminal_gets_the_text_and_no_control_of_it(color):
-    text = showing.colored(read_of(HOSTILE, [0.0] * len(HOSTILE)), color=color).split("\n\n")[0]
+    text = read_of(HOSTILE, [0.0] * len(HOSTILE)).text(color=color).split("\n\n")[0]
     assert text == "".join([*HOSTILE[:4], "\\x1b[2J", "\\u202eabc", "a\\rb", "·"])
-    everything = showing.colored(replace(read_of(HOSTILE), concept="\x1b]0;x\x07"), color=color)
+    everything = replace(read_of(HOSTILE), concept="\x1b]0;x\x07").text(color=color)
     assert "\x1b" not in (ESCAPE.sub("", everything) if color else everything)
     assert "\x07" not in everything
 
 
 def test_without_colour_the_scores_stand_behind_their_tokens():
     reading = read_of(["The", " fox", "\n", " ran"], [0.1, 1.25, -2.0, -0.25])
-    plain = showing.colored(reading, color=False)
-    assert plain == "The fox[+1.2]↵[-2.0]\n ran[-0.2]\n\nhonesty at block 3: [score] beyond ±0.25, poles at ±1"
-    assert reading.text(color=False) == plain
-    assert reading.text() == showing.colored(reading)
+    assert reading.text(color=False) == (
+        "The fox[+1.2]↵[-2.0]\n ran[-0.2]\n\nhonesty at block 3: [score] beyond ±0.25, poles at ±1"
+    )
 
 
 def test_a_colour_ends_with_its_line():
-    text = showing.colored(read_of(["a\n\nb", "c"], [2.0, 0.0]))
+    text = read_of(["a\n\nb", "c"], [2.0, 0.0]).text()
     first, middle, last = text.split("\n")[:3]
     assert first.endswith("↵\x1b[0m")
     assert middle == "\x1b[38;5;16;48;5;99m↵\x1b[0m"
@@ -204,13 +247,16 @@ def test_a_vector_shows_its_blocks_and_what_it_was_made_of():
     assert texts[-1] == "reader: mean, pairs: 432, held out pairs: 160"
     assert page.tags.count("tr") == 7
     assert {"4 ← recommended", "0.88"} < set(texts)
+    assert [" ".join(line.split()) for line in v.text().split("\n")][1:-1] == [
+        " ".join(texts[i : i + 6]) for i in range(1, len(texts) - 1, 6)
+    ]
 
 
 def test_a_vector_of_many_blocks_shows_some_and_the_recommended():
     v = replace(vector(80), recommended=(41,), accuracy=torch.full((80,), torch.nan))
     page = Page(v._repr_html_())
     rows = [text for text, _ in page.texts]
-    assert page.tags.count("tr") <= showing.ROWS + 2
+    assert page.tags.count("tr") <= ROWS + 2
     assert {"0", "79", "41 ← recommended", "unknown"} < set(rows)
 
 

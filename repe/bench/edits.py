@@ -35,7 +35,7 @@ def shares(tokens: int, width: int, turns: int, device: str, dtype: torch.dtype,
     for kind in KINDS:
         for k in DIRECTIONS:
             constants = coefficients(kind, k, width, device)
-            runs = [repeated(partial(out.copy_, x)), repeated(partial(edit, x, strength, constants, out=out))]
+            runs = [repeated(partial(out.copy_, x)), repeated(partial(edit, x, strength, constants))]
             seconds = in_turns([recorded(run) for run in runs] if x.is_cuda else runs, turns, device, warm=3)
             speed = 2 * x.nbytes * INNER / sorted(seconds[:, 1])[turns // 2] / 1e9
             yield Row(

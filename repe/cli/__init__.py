@@ -12,7 +12,8 @@ import typer
 
 from repe.cli import arguments as ask
 from repe.cli import stored
-from repe.cli.terminal import Answer, Debug, command, glossary, is_watched, speaking, visible, wants_colour
+from repe.cli.terminal import Answer, Debug, command, is_watched, speaking, wants_colour, width
+from repe.display import table, visible
 from repe.models.files import draft_of
 
 HELP = """\
@@ -63,7 +64,7 @@ def concepts(model: ask.Model = None) -> Answer:
     place = ask.Place(model)
     found = concepts(place)
     data = [{"name": name, "description": what, "file": find(name, place)} for name, what in found.items()]
-    return Answer(data, glossary(found))
+    return Answer(data, table("", ["", ""], found.items()).text(width()))
 
 
 @command(app)
@@ -107,7 +108,7 @@ def extract(
         batch_size=batch_size, progress=is_watched(),
     )  # fmt: skip
     path = vector.save(out or f"{vector.concept}.safetensors")
-    return Answer({**stored.about(vector), "file": path}, f"{stored.profile(vector)}\nsaved: {path}")
+    return Answer({**stored.about(vector), "file": path}, f"{vector.text()}\nsaved: {path}")
 
 
 @command(app)
@@ -130,7 +131,6 @@ def read(
     """
     given, at, strengths = ask.texts_of(texts, file), ask.blocks_of(blocks), ask.strengths_of(steer)
     loaded, tokenizer = ask.load(model, device)
-    from repe.display import colored
     from repe.reading.read import read
 
     vector = ask.vector_of(loaded, tokenizer, concept)
@@ -142,7 +142,7 @@ def read(
         | {"best": r.best, "scores": r.scores}
         for text, r in zip(given, readings, strict=True)
     ]
-    return Answer(data, "\n\n".join(colored(reading, color=wants_colour()) for reading in readings))
+    return Answer(data, "\n\n".join(reading.text(color=wants_colour()) for reading in readings))
 
 
 @command(app)
@@ -356,8 +356,19 @@ def bench(ctx: typer.Context) -> None:
     repe bench --help lists its options.
     """
     with speaking():
-        code = importlib.import_module("repe.bench").main(list(ctx.args))
+        code = benchmarks().main(list(ctx.args))
     raise typer.Exit(code or 0)
+
+
+def benchmarks() -> Any:
+    try:
+        return importlib.import_module("repe.bench")
+    except ModuleNotFoundError as error:
+        if error.name != "repe.bench":
+            raise
+        raise FileNotFoundError(
+            "the benchmarks are not installed: they live in the repository, where `make bench` runs them"
+        ) from None
 
 
 # pictures

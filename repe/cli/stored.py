@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repe.cli import arguments as ask
-from repe.cli.terminal import Answer, command, table, told
+from repe.cli.terminal import Answer, command, told
+from repe.display import table, visible
 
 if TYPE_CHECKING:
     from repe.reading.vector import ConceptVector
@@ -25,19 +26,20 @@ def list_() -> Answer:
     """List the vectors that are shipped, in the folders of REPE_VECTORS, and in the cache (REPE_CACHE)."""
     from repe.reading.vector import ConceptVector
 
-    data, rows = [], [["concept", "model", "best", "accuracy", "from", "file"]]
+    data, rows = [], []
     for home, path in files():
         try:
             vector = ConceptVector.load(path)
         except ValueError as error:
             data.append({"concept": path.stem, "from": home, "file": path, "fault": told(error)})
-            rows.append([path.stem, "broken: see repe vectors verify", "", "", home, str(path)])
+            rows.append([path.stem, "broken: see repe vectors verify", "", "", home, path])
             continue
         data.append({**about(vector), "from": home, "file": path})
         best = ", ".join(f"block {block}" for block in vector.recommended)
         accuracy = ", ".join(f"{vector.accuracy[vector.row(block)]:.3f}" for block in vector.recommended)
-        rows.append([vector.concept, vector.provenance.get("model", "?"), best, accuracy, home, str(path)])
-    return Answer(data, table(rows) if data else "no vector is stored yet: repe extract makes one")
+        rows.append([vector.concept, vector.provenance.get("model", "?"), best, accuracy, home, path])
+    heads = ["concept", "model", "best", "accuracy", "from", "file"]
+    return Answer(data, str(table("", heads, rows)) if data else "no vector is stored yet: repe extract makes one")
 
 
 @command(app)
@@ -50,7 +52,7 @@ def show(
     paths = [path for _, path in files() if path.stem == vector] or [Path(vector)]
     found = [(ConceptVector.load(path), path) for path in paths]
     data = [{**about(v), "file": path} for v, path in found]
-    shown = (f"{path}\n{profile(v)}\n{provenance(v)}" for v, path in found)
+    shown = (f"{path}\n{v.text()}\n{provenance(v)}" for v, path in found)
     return Answer(data, "\n\n".join(shown))
 
 
@@ -109,15 +111,9 @@ def about(vector: ConceptVector) -> dict[str, Any]:
     return {name: getattr(vector, name) for name in names}
 
 
-def profile(vector: ConceptVector) -> str:
-    """A vector's blocks as a table, with a mark at those to steer at."""
-    rows = [
-        [f"{block}{' *' * (block in vector.recommended)}", *(f"{getattr(vector, name)[i]:.3g}" for name in COLUMNS)]
-        for i, block in enumerate(vector.blocks)
-    ]
-    return f"{vector!r}\n{table([['block', *COLUMNS], *rows])}\n* the best to steer at"
-
-
 def provenance(vector: ConceptVector) -> str:
-    hidden = ("fingerprint", "pairs_digest", "rendering")
-    return "\n".join(f"{name}: {value}" for name, value in vector.provenance.items() if name not in hidden)
+    """What a vector was made of, beside what it shows itself."""
+    from repe.reading.vector import TOLD
+
+    hidden = (*TOLD, "fingerprint", "pairs_digest", "rendering")
+    return visible("\n".join(f"{name}: {value}" for name, value in vector.provenance.items() if name not in hidden))

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from repe.cli.terminal import complain, document, told, visible
+from repe.cli.terminal import complain, document, told
+from repe.display import visible
 
 if TYPE_CHECKING:
     from repe.cli.conversation import Conversation

@@ -13,20 +13,22 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from shutil import get_terminal_size
-from textwrap import TextWrapper
 from typing import Annotated, Any, get_type_hints
-from unicodedata import category
 
 import typer
+
+from repe.display import ENDLESS
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; so does REPE_DEBUG=1.")]
 ADDED = {"as_json": AsJson, "debug": Debug}
+
+NARROWEST = 40  # columns
 
 Command = Callable[..., Any]
 
@@ -153,24 +155,9 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def table(rows: Sequence[Sequence[Any]]) -> str:
-    """Rows of cells, the first of them the heads, in columns."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
-
-
-def glossary(words: Mapping[str, str]) -> str:
-    """Words and what they mean; in a terminal the lines are as wide as it is, elsewhere there is one a word."""
-    indent = max(map(len, words)) + 2
-    width = get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    layout = TextWrapper(max(width, indent + 20), subsequent_indent=" " * indent)
-    return "\n".join(layout.fill(f"{word.ljust(indent)}{what}") for word, what in words.items())
-
-
-def visible(text: str) -> str:
-    """A text of a model's, in which no character steers the terminal."""
-    return "".join(c if c in "\n\t" or category(c) != "Cc" else c.encode("unicode_escape").decode() for c in text)
+def width() -> int:
+    """How many columns a line may have: those of the terminal, and as many as it needs elsewhere."""
+    return max(get_terminal_size().columns, NARROWEST) if sys.stdout.isatty() else ENDLESS
 
 
 def is_watched() -> bool:

@@ -2,7 +2,7 @@
 
 Blocks are found by structure, not from a list of models: the outermost list of modules with parts of their own, as long
 as the config says, whatever wraps it (PEFT, DistributedDataParallel, `torch.compile`). What a block adds to the stream
-cannot be seen from outside: only arrangements whose arithmetic is known have sites, others are refused, not guessed.
+cannot be seen from outside: only families whose arithmetic is known have sites, others are refused, not guessed.
 """
 
 import difflib
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from repe.models.families import INCIDENTAL, SCALES, Family, family_of
 
 STACKS = ("decoder", "encoder")
 SITES = ("block", "embedding", "attention", "mlp")
@@ -43,13 +45,7 @@ class Stack:
 
         Raises IndexError for a block that does not exist or if no block is named, TypeError for anything else.
         """
-        chosen: Any = slice(None) if isinstance(blocks, str) and blocks == "all" else blocks
-        if isinstance(chosen, slice):
-            chosen = range(self.n_blocks)[chosen]
-        numbers = tuple(sorted({self._number(block) for block in _items(chosen)}))
-        if not numbers:
-            raise IndexError(f"blocks={blocks!r} names none of this model's {self.n_blocks} blocks: name at least one.")
-        return numbers
+        return block_numbers(blocks, self.n_blocks)
 
     def site(self, site: str, block: int) -> nn.Module:
         """The module whose output is the site: (batch, tokens, d_model), bare or as the first element of a tuple.
@@ -63,19 +59,45 @@ class Stack:
             raise ValueError(f"site={site!r} does not exist: choose one of {', '.join(map(repr, SITES))}.")
         if site == "embedding":
             return _embedding(self.module)
-        number = self._number(block)
-        return self.blocks[number] if site == "block" else _added(self.blocks[number], site, self.names[number])
+        number = _number(block, self.n_blocks)
+        if site == "block":
+            return self.blocks[number]
+        inner, family = self._inner(number), self.family(number)
+        try:
+            _check_put_out(inner, site, family)
+            return _added(inner, getattr(family, site), family)
+        except ValueError as why:
+            raise ValueError(
+                f"Block {self.names[number]} ({type(inner).__name__}) has no site {site!r}: {why}. "
+                'Use site="block", the residual stream at the output of the block, instead.'
+            ) from None
 
-    def _number(self, block: Any) -> int:
-        if not _is_integer(block):
-            raise TypeError(f'Blocks are an int, ints, a slice or "all", not {block!r} of type {type(block).__name__}.')
-        number = operator.index(block)
-        if not -self.n_blocks <= number < self.n_blocks:
-            raise IndexError(
-                f"Block {number} does not exist: this model has {self.n_blocks} blocks. "
-                f"Use 0 to {self.n_blocks - 1}, or -1 to -{self.n_blocks} to count from the end."
-            )
-        return number % self.n_blocks
+    def family(self, block: int) -> Family:
+        """What is known of a block's arithmetic; `UNKNOWN` if nothing."""
+        config = getattr(self.module, "config", None)
+        return family_of(getattr(config, "model_type", None), _parts(self._inner(block)))
+
+    def added(self, block: int) -> tuple[list[nn.Module], float]:
+        """The modules whose outputs a block adds to the stream, and the number that it multiplies them by.
+
+        Raises ValueError where that is not known.
+        """
+        inner, family = self._inner(block), self.family(block)
+        paths = [path for path in (family.attention, family.mlp) if path]
+        if not paths or _weight(inner, known=family.scale):
+            raise ValueError(f"the arithmetic of its blocks, {type(inner).__name__}, is not known")
+        return [_added(inner, path, family) for path in paths], getattr(inner, family.scale, 1.0)
+
+    def closing_norm(self, block: int) -> nn.Module | None:
+        """The norm between the sum of a block and its output, where there is one."""
+        inner, family = self._inner(block), self.family(block)
+        stands_first = getattr(inner, family.norm_first, bool(family.norm_first))
+        return None if stands_first or not family.closing_norm else _added(inner, family.closing_norm, family)
+
+    def _inner(self, block: int) -> nn.Module:
+        """A block without what `torch.compile` put around it."""
+        number = _number(block, self.n_blocks)
+        return getattr(self.blocks[number], "_orig_mod", self.blocks[number])
 
 
 def find_stack(model: nn.Module, stack: str = "decoder", blocks_at: str | None = None) -> Stack:
@@ -131,6 +153,29 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
     if isinstance(output, OrderedDict):
         return type(output)(**{**output, next(iter(output)): hidden})
     return getattr(output, "_make", type(output))((hidden, *output[1:]))  # a namedtuple takes its elements one by one
+
+
+def block_numbers(blocks: int | Iterable[int] | slice | str, n_blocks: int) -> tuple[int, ...]:
+    """Block numbers, sorted and each once: see `Stack.indices`."""
+    chosen: Any = slice(None) if isinstance(blocks, str) and blocks == "all" else blocks
+    if isinstance(chosen, slice):
+        chosen = range(n_blocks)[chosen]
+    numbers = tuple(sorted({_number(block, n_blocks) for block in _items(chosen)}))
+    if not numbers:
+        raise IndexError(f"blocks={blocks!r} names none of this model's {n_blocks} blocks: name at least one.")
+    return numbers
+
+
+def _number(block: Any, n_blocks: int) -> int:
+    if not _is_integer(block):
+        raise TypeError(f'Blocks are an int, ints, a slice or "all", not {block!r} of type {type(block).__name__}.')
+    number = operator.index(block)
+    if not -n_blocks <= number < n_blocks:
+        raise IndexError(
+            f"Block {number} does not exist: this model has {n_blocks} blocks. "
+            f"Use 0 to {n_blocks - 1}, or -1 to -{n_blocks} to count from the end."
+        )
+    return number % n_blocks
 
 
 def _items(blocks: Any) -> Iterable[Any]:
@@ -238,78 +283,40 @@ def _embedding(owner: Any) -> Any:
     raise ValueError(f'{type(owner).__name__} has no get_input_embeddings(), so it has no site "embedding".')
 
 
-_POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
-# What is added for attention, what for the mlp, and the other parts by which a block of this arithmetic is known.
-_ARRANGEMENTS = {
-    frozenset(part.split(".")[0] for part in f"{attention} {mlp} {others}".split()): (attention, mlp)
-    for attention, mlp, others in [
-        ("self_attn", "mlp", "input_layernorm"),
-        ("self_attn", "mlp", "input_layernorm post_attention_layernorm"),
-        ("self_attn", "mlp", "input_layernorm pre_feedforward_layernorm"),
-        ("self_attn", "mlp", "attention_layernorm feedforward_layernorm"),
-        ("linear_attn", "mlp", "input_layernorm post_attention_layernorm"),
-        ("attention", "mlp", "input_layernorm post_attention_layernorm"),
-        ("self_attention", "mlp", "input_layernorm"),
-        ("self_attention", "mlp", "input_layernorm post_attention_layernorm"),
-        ("self_attention", "mlp", "ln_attn ln_mlp"),
-        ("attn", "mlp", "ln_1"),
-        ("attn", "mlp", "ln_1 ln_2"),
-        ("attn", "mlp", "attn_norm mlp_norm"),
-        ("attn", "ffn", "norm_1 norm_2"),
-        ("mixer", "", "norm"),
-        (*_POST_NORMS, "self_attn mlp"),
-        (*_POST_NORMS, "self_attn mlp input_layernorm pre_feedforward_layernorm"),
-        ("post_self_attn_layernorm", "post_mlp_layernorm", "self_attn mlp input_layernorm post_attention_layernorm"),
-        ("attention.output.dense", "output.dense", "intermediate"),
-        ("attention", "ffn", "sa_layer_norm output_layer_norm"),
-        ("self_attn", "fc2", "self_attn_layer_norm fc1 final_layer_norm"),
-        ("self_attn", "fc2", "self_attn_layer_norm encoder_attn encoder_attn_layer_norm fc1 final_layer_norm"),
-        ("layer.0.SelfAttention", "layer.-1.DenseReluDense", ""),
-    ]
-}
-_INCIDENTAL = ("dropout", "activation")
-_SCALES = ("multiplier", "factor", "scale")
-_LAST_PROJECTIONS = ("dense", "dense_4h_to_h", "down_proj")
-_EXCEPTIONS = {
-    ("OPTDecoderLayer", "mlp"): "its mlp runs with batch and tokens flattened into one dimension",
-    ("GPTNeoXJapaneseLayer", "attention"): "it adds a bias to what its attention puts out",
-    ("BeamDecoderLayer", "attention"): "it scales what it adds with depth",
-    ("BeamDecoderLayer", "mlp"): "it scales what it adds with depth",
-}
-
-
-def _added(block: nn.Module, site: str, name: str) -> nn.Module:
-    """The module inside a block whose output the block adds to the stream for its attention or its mlp."""
-    block = getattr(block, "_orig_mod", block)
-    attention, mlp = _ARRANGEMENTS.get(_parts(block), ("", ""))
-    module = _descend(block, attention if site == "attention" else mlp)
-    if obstacle := _obstacle(block, site, module):
-        raise ValueError(
-            f"Block {name} ({type(block).__name__}) has no site {site!r}: {obstacle}. "
-            'Use site="block", the residual stream at the output of the block, instead.'
-        )
-    if "residual" in inspect.signature(module.forward).parameters:  # it adds the stream to its last projection's output
-        return next(getattr(module, part) for part in _LAST_PROJECTIONS if hasattr(module, part))
-    return module
-
-
-def _obstacle(block: nn.Module, site: str, module: nn.Module | None) -> str | None:
-    if module is None:
-        parts = ", ".join(sorted(_parts(block)))
-        return f"none of its parts ({parts}) is known to put out just what its {site} adds to the stream"
-    for name, value in vars(block).items():
-        if any(word in name for word in _SCALES) and isinstance(value, int | float) and value != 1:
-            return f"what its parts put out is multiplied by {name}={value} before it is added"
-    if weights := [*block._parameters, *block._buffers]:
-        return f"it weighs what it adds with tensors of its own ({', '.join(weights)})"
-    return _EXCEPTIONS.get((type(block).__name__, site))
-
-
 def _parts(block: nn.Module) -> frozenset[str]:
-    return frozenset(name for name, _ in block.named_children() if not any(word in name for word in _INCIDENTAL))
+    return frozenset(name for name, _ in block.named_children() if not any(word in name for word in INCIDENTAL))
 
 
 def _descend(module: Any, path: str) -> Any:
     for part in path.split("."):
         module = module[int(part)] if isinstance(module, nn.ModuleList) else getattr(module, part, None)
+    return module
+
+
+def _check_put_out(block: nn.Module, site: str, family: Family) -> None:
+    """Raises ValueError, why as the end of a sentence, where no part puts out just what a block adds for a site."""
+    if not getattr(family, site):
+        parts = ", ".join(sorted(_parts(block)))
+        raise ValueError(f"none of its parts ({parts}) is known to put out just what its {site} adds to the stream")
+    if why := _weight(block) or family.without.get(site, ""):
+        raise ValueError(why)
+
+
+def _weight(block: nn.Module, known: str = "") -> str:
+    """How a block weighs what it adds, other than by its attribute `known`; "" if it does not."""
+    for name, value in vars(block).items():
+        is_scale = name != known and any(word in name for word in SCALES)
+        if is_scale and isinstance(value, int | float) and value != 1:
+            return f"what its parts put out is multiplied by {name}={value} before it is added"
+    weights = [*block._parameters, *block._buffers]
+    return f"it weighs what it adds with tensors of its own ({', '.join(weights)})" if weights else ""
+
+
+def _added(block: nn.Module, path: str, family: Family) -> nn.Module:
+    """The module at a path in a block, or its last projection where the module adds the stream to that itself."""
+    module = _descend(block, path)
+    if module is None:
+        raise ValueError(f"it has no part {path!r}, of which the family {family.name!r} tells")
+    if "residual" in inspect.signature(module.forward).parameters:
+        return next(getattr(module, name) for name in family.last if hasattr(module, name))
     return module

@@ -1,8 +1,9 @@
 """Implementations of the edit formula, chosen by an argument.
 
 `reference` is the definition, in plain PyTorch, and runs on every device. `triton` is one kernel, which reads and
-writes the stream once. `auto` is the kernel on GPUs where Triton works, and the reference elsewhere. In compiled code
-`auto` is the reference, left to the compiler to fuse: which of the two is faster there has not been measured.
+writes the stream once; a call that needs a gradient takes the reference instead, also where the kernel was asked for.
+`auto` is `triton` on GPUs where Triton works, and the reference elsewhere. In compiled code `auto` is the reference,
+left to the compiler to fuse: which of the two is faster there has not been measured.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from repe.ops.reference import Coefficients, edit, under_a_transform
-from repe.ops.rounding import Rounding
+from repe.ops.reference import Coefficients, edit
+from repe.ops.watched import under_a_transform
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
 WITH_KERNELS = ("cuda",)  # the devices on which "auto" tries the kernel
@@ -29,15 +30,7 @@ class Implementation(Protocol):
     """See `repe.ops.reference.edit`."""
 
     def __call__(
-        self,
-        x: Tensor,
-        strength: Tensor,
-        coefficients: Coefficients,
-        *,
-        rounding: Rounding = "nearest",
-        seed: Tensor | None = None,
-        out: Tensor | None = None,
-        everywhere: bool = False,
+        self, x: Tensor, strength: Tensor, coefficients: Coefficients, *, everywhere: bool = False
     ) -> Tensor: ...
 
 
@@ -55,23 +48,14 @@ def pick(impl: str) -> Implementation:
     return auto if impl == "auto" else edit
 
 
-def auto(
-    x: Tensor,
-    strength: Tensor,
-    coefficients: Coefficients,
-    *,
-    rounding: Rounding = "nearest",
-    seed: Tensor | None = None,
-    out: Tensor | None = None,
-    everywhere: bool = False,
-) -> Tensor:
+def auto(x: Tensor, strength: Tensor, coefficients: Coefficients, *, everywhere: bool = False) -> Tensor:
     """The edit by whichever implementation suits the call; see `repe.ops.reference.edit`."""
     chosen: Implementation = edit
     if x.device.type in WITH_KERNELS and not torch.compiler.is_compiling() and type(x) in (Tensor, Parameter):
         kernels = _working_kernels(x.device) if may_be_probed() else None
         if kernels is not None and not kernels.why_not(x, strength, coefficients):
             chosen = kernels.edit
-    return chosen(x, strength, coefficients, rounding=rounding, seed=seed, out=out, everywhere=everywhere)
+    return chosen(x, strength, coefficients, everywhere=everywhere)
 
 
 def may_be_probed() -> bool:
@@ -91,17 +75,13 @@ def _kernels() -> ModuleType:
     return kernel
 
 
-@functools.cache
+@functools.cache  # and so is warned about once
 def _working_kernels(device: torch.device) -> ModuleType | None:
     try:
         kernels = _kernels()
         kernels.probe(device)
     except Exception as error:
-        _say_once(f"the fused edit does not run on {device}, and plain PyTorch is used instead: {error}")
+        why = f"the fused edit does not run on {device}, and plain PyTorch is used instead: {error}"
+        warnings.warn(why, RuntimeWarning, stacklevel=3)
         return None
     return kernels
-
-
-@functools.cache
-def _say_once(why: str) -> None:
-    warnings.warn(why, RuntimeWarning, stacklevel=2)

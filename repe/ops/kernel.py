@@ -13,18 +13,14 @@ that a program gets are reasoned, not measured.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from repe.ops import reference
-from repe.ops.gradients import gradients
-from repe.ops.reference import DTYPES, Coefficients, check_out, needs_gradient
-from repe.ops.rounding import Rounding, check_rounding
+from repe.ops.reference import DTYPES, Coefficients
+from repe.ops.watched import needs_gradient, under_a_transform
 
 MOST_DIRECTIONS = 16
 WIDEST = 16_384
@@ -34,26 +30,11 @@ NUMBERS_A_WARP = 512  # 16 a thread
 
 
 @triton.jit
-def _mix(h):
-    """The hash of `ops/rounding.py`."""
-    h = (h ^ (h >> 16)) * 0x7FEB352D
-    h = (h ^ (h >> 15)) * 0x846CA68B
-    return h ^ (h >> 16)
-
-
-@triton.jit
-def _noise(seed, number, d):
-    """The randomness of `ops/rounding.py`, for the tokens `number` and the coordinates `d`."""
-    seeds = tl.load(seed)
-    key = _mix(number.to(tl.uint32) ^ _mix(seeds.to(tl.uint32) ^ _mix((seeds >> 32).to(tl.uint32))))
-    return _mix(key[:, None] ^ _mix(d.to(tl.uint32))[None, :]) >> 16
-
-
-@triton.jit
-def _to_bfloat16(wide, bits, noise):
-    """Cuts off the low half of `bits + noise`; `bits` are those of the float32 `wide`."""
-    cut = ((bits + noise) >> 16) << 16
-    return tl.where(tl.abs(wide) < float("inf"), cut.to(tl.float32, bitcast=True), wide).to(tl.bfloat16)
+def _to_bfloat16(wide):
+    """To the nearest, ties to even, by the bits: Triton's interpreter only cuts them off."""
+    bits = wide.to(tl.uint32, bitcast=True)
+    nearest = ((bits + ((bits >> 16) & 1) + 0x7FFF) >> 16) << 16
+    return tl.where(tl.abs(wide) < float("inf"), nearest.to(tl.float32, bitcast=True), wide).to(tl.bfloat16)
 
 
 @triton.jit
@@ -72,15 +53,11 @@ def _kernel(
     offset,
     low,
     high,
-    seed,
     n_tokens,
     tokens_a_row,
     x_row,
     x_token,
     x_dim,
-    out_row,
-    out_token,
-    out_dim,
     strength_row,
     strength_token,
     D: tl.constexpr,
@@ -88,8 +65,6 @@ def _kernel(
     GAIN: tl.constexpr,
     KEEP_NORM: tl.constexpr,
     NEEDS_PROJECTION: tl.constexpr,
-    STOCHASTIC: tl.constexpr,
-    IN_PLACE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -102,7 +77,7 @@ def _kernel(
     on = amount != 0
     d, k = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
     is_dim, is_direction = d < D, k < K
-    held = (on if IN_PLACE else exists)[:, None] & is_dim[None, :]
+    held = exists[:, None] & is_dim[None, :]
     at = x + (row * x_row + token * x_token)[:, None] + d.to(tl.int64)[None, :] * x_dim
     before = tl.load(at, mask=held, other=0)
     wide = tl.where(on[:, None], before.to(WIDE), 0)
@@ -132,16 +107,8 @@ def _kernel(
         norm = _norm(edited)
         ratio = tl.where(norm == 0, 1, _norm(wide) / tl.where(norm == 0, 1, norm))
         edited = edited * ratio[:, None]
-    if before.dtype == tl.bfloat16:
-        bits = edited.to(tl.uint32, bitcast=True)
-        if STOCHASTIC:
-            rounded = _to_bfloat16(edited, bits, _noise(seed, number, d))
-        else:
-            rounded = _to_bfloat16(edited, bits, ((bits >> 16) & 1) + 0x7FFF)  # to nearest, ties to even
-    else:
-        rounded = edited.to(before.dtype)
-    to = out + (row * out_row + token * out_token)[:, None] + d.to(tl.int64)[None, :] * out_dim
-    tl.store(to, tl.where(on[:, None], rounded, before), mask=held)
+    rounded = _to_bfloat16(edited) if before.dtype == tl.bfloat16 else edited.to(before.dtype)
+    tl.store(out + (number * D)[:, None] + d[None, :], tl.where(on[:, None], rounded, before), mask=held)
 
 
 INTERPRETED = not isinstance(_kernel, triton.JITFunction)
@@ -158,17 +125,11 @@ def warps_of(numbers: int) -> int:
 
 
 def _launch(
-    x: Tensor,
-    out: Tensor,
-    strength: Tensor,
-    constants: tuple[Tensor, ...],
-    seed: Tensor | None,
-    gain: str,
-    keep_norm: bool,
-    needs_projection: bool,
-) -> None:
+    x: Tensor, strength: Tensor, constants: list[Tensor], gain: str, keep_norm: bool, needs_projection: bool
+) -> Tensor:
+    out = _empty(x)
     if x.numel() == 0:
-        return
+        return out
     rows, tokens, d_model = x.shape
     k = len(constants[0])
     block_t, block_d, block_k = blocks_of(d_model, k)
@@ -179,19 +140,15 @@ def _launch(
             out,
             strength,
             *(t.contiguous() for t in constants),
-            seed,
             rows * tokens,
             tokens,
             *x.stride(),
-            *out.stride(),
             *strength.stride(),
             D=d_model,
             K=k,
             GAIN=gain,
             KEEP_NORM=keep_norm,
             NEEDS_PROJECTION=needs_projection,
-            STOCHASTIC=seed is not None,
-            IN_PLACE=out.data_ptr() == x.data_ptr(),
             WIDE=tl.float64 if x.dtype == torch.float64 else tl.float32,
             BLOCK_T=block_t,
             BLOCK_D=block_d,
@@ -199,117 +156,39 @@ def _launch(
             num_warps=warps_of(block_t * block_d),
             enable_fp_fusion=True,
         )
-
-
-# as PyTorch knows it
-
-
-@torch.library.custom_op("repe::edit", mutates_args=())
-def _edit(
-    x: Tensor,
-    strength: Tensor,
-    read: Tensor,
-    write: Tensor,
-    slope: Tensor,
-    offset: Tensor,
-    low: Tensor,
-    high: Tensor,
-    seed: Tensor | None,
-    gain: str,
-    keep_norm: bool,
-    needs_projection: bool,
-) -> Tensor:
-    out = torch.empty_like(x)
-    _launch(x, out, strength, (read, write, slope, offset, low, high), seed, gain, keep_norm, needs_projection)
     return out
 
 
-@_edit.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+def _empty(x: Tensor, *_) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, _, ctx.gain, ctx.keep_norm, ctx.needs_projection = inputs
-    ctx.save_for_backward(*tensors)
+_operator = torch.library.custom_op("repe::edit", _launch, mutates_args=())  # as compilers know it
+_operator.register_fake(_empty)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, strength, *constants = ctx.saved_tensors
-    read, write, slope, offset, low, high = constants
-    of = Coefficients(read, write, slope, offset, low, high, ctx.gain, ctx.keep_norm, ctx.needs_projection)
-    d = gradients(grad, x, strength, of)
-    return d.x, d.strength, d.read, d.write, d.slope, d.offset, d.low, d.high, None, None, None, None
-
-
-_edit.register_autograd(_backward, setup_context=_save)
-
-
-@torch.library.custom_op("repe::edit_out", mutates_args=("out",))
-def _edit_out(
-    x: Tensor,
-    strength: Tensor,
-    read: Tensor,
-    write: Tensor,
-    slope: Tensor,
-    offset: Tensor,
-    low: Tensor,
-    high: Tensor,
-    seed: Tensor | None,
-    gain: str,
-    keep_norm: bool,
-    needs_projection: bool,
-    out: Tensor,
-) -> None:
-    _launch(x, out, strength, (read, write, slope, offset, low, high), seed, gain, keep_norm, needs_projection)
-
-
-@_edit_out.register_fake
-def _(*_: Any) -> None:
-    return None
-
-
-# as `ops` knows it
-
-
-def edit(
-    x: Tensor,
-    strength: Tensor,
-    coefficients: Coefficients,
-    *,
-    rounding: Rounding = "nearest",
-    seed: Tensor | None = None,
-    out: Tensor | None = None,
-    everywhere: bool = False,
-) -> Tensor:
-    """What `reference.edit` does, in one kernel, which looks at every strength anyway.
+def edit(x: Tensor, strength: Tensor, coefficients: Coefficients, *, everywhere: bool = False) -> Tensor:
+    """What `reference.edit` does, in one kernel, which looks at every strength anyway. Where a gradient is needed it is
+    `reference.edit`, which autograd can look into.
 
     Raises:
-        ValueError, TypeError: an option cannot be meant, or the kernel does not cover the call.
+        ValueError: the kernel does not cover the call.
     """
     if obstacle := why_not(x, strength, coefficients):
         raise ValueError(f"impl='triton': {obstacle}; use impl='auto' or 'reference'")
-    check_rounding(x, rounding, seed)
-    check_out(x, strength, coefficients, out)
-    how = seed, coefficients.gain, coefficients.keep_norm, coefficients.needs_projection
-    if torch.compiler.is_compiling() or type(x) is not Tensor or needs_gradient(x, strength, coefficients):
-        if out is None:
-            return _edit(x, strength, *coefficients.tensors, *how)
-        _edit_out(x, strength, *coefficients.tensors, *how, out)
-        return out
-    if out is not None and not out.is_inference():
-        torch.autograd.graph.increment_version(out)  # autograd may hold it, and must learn that it was written over
-    out = torch.empty_like(x) if out is None else out  # asking the dispatcher takes longer than a small edit
-    _launch(x, out, strength, coefficients.tensors, *how)
-    return out
+    if needs_gradient(x, strength, *coefficients.tensors):
+        return reference.edit(x, strength, coefficients, everywhere=everywhere)
+    # asking the dispatcher takes longer than a small edit
+    run = _operator if torch.compiler.is_compiling() or type(x) is not Tensor else _launch
+    how = coefficients.gain, coefficients.keep_norm, coefficients.needs_projection
+    return run(x, strength, [*coefficients.tensors], *how)
 
 
 def why_not(x: Tensor, strength: Tensor, coefficients: Coefficients) -> str:
     """What the kernel does not cover of a call, in words; nothing where it covers all."""
     k, d_model = coefficients.read.shape
-    tensors = x, strength, *coefficients.tensors
-    devices = {t.device for t in tensors}
-    if not torch.compiler.is_compiling() and _is_transformed(tensors):
+    devices = {t.device for t in (x, strength, *coefficients.tensors)}
+    if under_a_transform():
         return "the kernel knows neither forward-mode derivatives nor the transforms of torch.func"
     if len(devices) > 1:
         return f"all tensors must be on one device, got {sorted(map(str, devices))}"
@@ -328,10 +207,6 @@ def why_not(x: Tensor, strength: Tensor, coefficients: Coefficients) -> str:
     if d_model > WIDEST:
         return f"the kernel holds a token of at most {WIDEST} dimensions, got {d_model}"
     return ""
-
-
-def _is_transformed(tensors: tuple[Tensor, ...]) -> bool:
-    return reference.under_a_transform() or any(unpack_dual(t).tangent is not None for t in tensors)
 
 
 def probe(device: torch.device) -> None:

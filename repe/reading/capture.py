@@ -9,34 +9,30 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repe.models.blocks import device_of, find_stack, hidden_of, is_encoder_decoder
-from repe.models.hooks import Hook, put
-from repe.models.tokens import Text, encode, pad
+from repe.models.blocks import find_stack, hidden_of, is_encoder_decoder
+from repe.models.tokens import Text, encode
+from repe.models.tracking import Hook, put
 from repe.reading.trees import (
-    Tree,
+    Batch,
+    Measurement,
     attached,
-    disagreement,
-    dtype_of,
-    inputs,
+    in_rows,
+    in_trees,
     is_compiled,
     limit_for,
     obstacle,
     pays,
     plant,
-    turning_point,
-    witnesses,
-)  # fmt: skip
+)
 
 log = logging.getLogger(__name__)
 
@@ -126,16 +122,21 @@ def capture(
     rows = [encode(tokenizer, text) for text in texts]
     _check_length(found.module, max(map(len, rows)))
     answers = stack == "decoder" and is_encoder_decoder(model)
-    run = Run(
-        model if answers else found.module, modules, tokens, rows, batch_size, progress,
+    reading = Reading(
+        model if answers else found.module, modules, tokens, rows, batch_size,
         begin=_start_token(model) if answers else None, stops=not answers and _may_stop(found.module, modules),
     )  # fmt: skip
-    trees, why_not = _planted(run, found.d_model, packed)
-    with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        kept = _from_trees(run, trees, must=bool(packed)) if trees else {}
-        if not kept:
-            log.info("%d texts in padded rows: %s", len(rows), why_not or "what came of trees was wrong")
-            kept = dict(run.watched(_padded(run, range(len(rows)))))
+    trees = _trees(reading, found.d_model, packed)
+    kept: dict[int, Tensor] = {}
+    with (
+        evaluating(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        tqdm(desc="capture", total=len(rows), unit="text", disable=not progress) as bar,
+    ):
+        for batch, activations in reading.run(trees, must=bool(packed)):
+            kept.update(zip(batch.texts, activations, strict=True))
+            bar.update(len(batch.texts))
         result = [kept[text] for text in range(len(rows))]
         return result if tokens == "all" else torch.stack(result)
 
@@ -156,98 +157,25 @@ def _check_length(module: nn.Module, longest: int) -> None:
         )
 
 
-# what one forward holds
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one forward holds. The tokens of `texts[k]`, in order, are `slots[k]` of row `rows[k]` of its inputs."""
-
-    texts: Sequence[int]
-    inputs: dict[str, Any]
-    rows: Sequence[int]
-    slots: Sequence[Tensor]
-
-
-def _padded(run: Run, texts: Iterable[int]) -> Iterator[Batch]:
-    """Every text in a row of its own, the short ones first."""
-    for chosen in _together(sorted(texts, key=lambda text: len(run.rows[text])), run):
-        batch = pad([run.rows[text] for text in chosen], device=run.device)
-        slots = [torch.arange(len(run.rows[text])) for text in chosen]
-        if run.begin is not None:
-            batch["decoder_input_ids"] = batch["input_ids"].new_full((len(chosen), 1), run.begin)
-            slots = [torch.arange(1)] * len(chosen)
-        yield Batch(chosen, batch, range(len(chosen)), slots)
-
-
-def _together(order: Sequence[int], run: Run) -> Iterator[list[int]]:
-    """Texts for one forward each; those that the longest of a batch would rotate otherwise stay alone."""
-    turn = turning_point(getattr(run.called, "config", None)) or run.longest
-
-    def kind(text: int) -> int:
-        return max(turn, len(run.rows[text]))
-
-    for _, alike in groupby(order, kind):
-        chosen = list(alike)
-        yield from (chosen[start : start + run.batch_size] for start in range(0, len(chosen), run.batch_size))
-
-
-def _packed(run: Run, trees: Sequence[Tree]) -> Iterator[Batch]:
-    """Every tree in a row of its own, so many at once that there are no more scores than in padded rows."""
-    at_once = max(1, run.batch_size * run.longest**2 // max(map(len, trees)) ** 2)
-    for start in range(0, len(trees), at_once):
-        chosen = trees[start : start + at_once]
-        yield Batch(
-            [text for tree in chosen for text in tree.texts],
-            inputs(chosen, dtype_of(run.called), run.device, run.called.config),
-            [row for row, tree in enumerate(chosen) for _ in tree.texts],
-            [path for tree in chosen for path in tree.paths],
+def _trees(reading: Reading, d_model: int, packed: bool | None) -> list[Batch]:
+    """Batches of trees, or none, where they cannot be or do not pay; the log says why."""
+    name, rows = type(reading.module).__name__, reading.rows
+    why_not = "packed=False" if packed is False else ""
+    if packed is not False:
+        why_not = (
+            obstacle(reading.module) if reading.begin is None else "texts go into its encoder, which is not causal"
         )
-
-
-def _planted(run: Run, d_model: int, packed: bool | None) -> tuple[list[Tree], str]:
-    """The trees to run, or none and why."""
-    if packed is False:
-        return [], "packed=False"
-    why_not = "texts go into its encoder, which is not causal" if run.begin is not None else obstacle(run.called)
     if why_not and packed:
-        raise ValueError(f"packed=True, but {type(run.called).__name__} cannot be run on trees: {why_not}")
-    if why_not:
-        return [], why_not
-    trees = plant(run.rows, min(limit_for(d_model), run.batch_size * run.longest))
-    return (trees, "") if packed or pays(trees, run.rows, d_model) else ([], "they share too few of their tokens")
-
-
-def _from_trees(run: Run, trees: Sequence[Tree], must: bool) -> dict[int, Tensor]:
-    """What is kept of every text; nothing, with a warning, or an error if it must be, where trees come out wrong."""
-    log.info("%d texts as %d nodes in %d trees", len(run.rows), sum(map(len, trees)), len(trees))
-    alone = dict(run.over(_padded(run, witnesses(trees))))
-    try:
-        return _checked(run.watched(_packed(run, trees)), alone, dtype_of(run.called))
-    except Exception as error:
-        wrong = (
-            f"{type(run.called).__name__} does not give texts in trees of shared prefixes what it gives them alone "
-            f"({type(error).__name__}: {error})"
-        )
-        if must:
-            raise RuntimeError(f"packed=True: {wrong}. Use packed=False") from error
-        warnings.warn(f"{wrong}. They are run in padded rows instead; packed=False does so at once", stacklevel=3)
-        return {}
-
-
-def _checked(results: Iterable[tuple[int, Tensor]], alone: dict[int, Tensor], dtype: torch.dtype) -> dict[int, Tensor]:
-    """All results. Raises RuntimeError at the first that is not what came of its text alone."""
-    kept: dict[int, Tensor] = {}
-    for text, activation in results:
-        kept[text] = activation
-        if text in alone and (wrong := disagreement(_at_end(activation), _at_end(alone[text]), dtype)):
-            raise RuntimeError(wrong)
-    return kept
-
-
-def _at_end(activation: Tensor) -> Tensor:
-    """(blocks, d_model) of one that may be of all tokens."""
-    return activation[-1] if activation.ndim == 3 else activation
+        raise ValueError(f"packed=True, but {name} cannot be run on trees: {why_not}")
+    if not why_not:
+        most = reading.batch_size * max(map(len, rows)) ** 2  # attention scores, as many as in rows
+        trees = plant(rows, min(limit_for(d_model), reading.batch_size * max(map(len, rows))))
+        batches = in_trees(trees, reading.module, lambda height, width: height * width**2 <= most)
+        if packed or pays(batches, rows, d_model):
+            log.info("%d texts as %d nodes in %d trees", len(rows), sum(map(len, trees)), len(trees))
+            return batches
+    log.info("%d texts in padded rows: %s", len(rows), why_not or "they share too few of their tokens")
+    return []
 
 
 # what is kept of it
@@ -291,43 +219,50 @@ def _gathered(records: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is run on which texts, and what is read of it.
+class Reading(Measurement[Tensor]):
+    """Activations: of every text (blocks, d_model), or (tokens, blocks, d_model).
 
-    `stops` says whether a forward may end where all has been read; `begin` is what a decoder begins to answer with.
+    `modules` are those that are read, `tokens` what is kept. `begin` is what a decoder begins to answer with; `stops`
+    says whether a forward may end where all has been read.
     """
 
-    called: nn.Module
+    module: nn.Module
     modules: Sequence[nn.Module]
     tokens: str
     rows: Sequence[list[int]]
     batch_size: int
-    progress: bool
     begin: int | None
     stops: bool
 
     @property
-    def device(self) -> torch.device:
-        return device_of(self.called)
+    def obstacle(self) -> str:
+        return obstacle(self.module) if self.begin is None else "texts go into its encoder, which is not causal"
 
-    @property
-    def longest(self) -> int:
-        return max(map(len, self.rows))
-
-    def over(self, batches: Iterable[Batch]) -> Iterator[tuple[int, Tensor]]:
-        """Every text of the batches, and what is kept of it: (blocks, d_model), or (tokens, blocks, d_model)."""
-        config = getattr(self.called, "config", None)
+    def measured(self, batch: Batch) -> Sequence[Tensor]:
+        config = getattr(self.module, "config", None)
         without_cache = {"use_cache": False} if hasattr(config, "use_cache") or self.begin is not None else {}
-        for batch in batches:
-            with recording(self.modules, KEEPERS[self.tokens](batch), self.stops) as records:
-                self.called(**batch.inputs, **without_cache)
-            gathered: Any = _gathered(records)
-            if self.tokens == "all":
-                gathered = [gathered[row, slots] for row, slots in zip(batch.rows, batch.slots, strict=True)]
-            yield from zip(batch.texts, gathered, strict=True)
+        with recording(self.modules, KEEPERS[self.tokens](batch), self.stops) as records:
+            self.module(**batch.inputs(), **without_cache)
+        gathered = _gathered(records)
+        if self.tokens == "all":
+            return [gathered[row, slots] for row, slots in zip(batch.rows, batch.slots, strict=True)]
+        return list(gathered)
 
-    def watched(self, batches: Iterable[Batch]) -> Iterable[tuple[int, Tensor]]:
-        return tqdm(self.over(batches), "capture", len(self.rows), unit="text", disable=not self.progress)
+    def compared(self, result: Tensor) -> Tensor:
+        return result[-1] if result.ndim == 3 else result
+
+    def in_rows(self, texts: Iterable[int]) -> Sequence[Batch]:
+        batches = in_rows(self.rows, texts, self.module, lambda height, width: height <= self.batch_size)
+        return batches if self.begin is None else [self._answered(batch) for batch in batches]
+
+    def _answered(self, batch: Batch) -> Batch:
+        """A batch for an encoder, with the first token that the decoder answers, which is the one that is read."""
+
+        def inputs() -> dict[str, Any]:
+            encoded = batch.inputs()
+            return {**encoded, "decoder_input_ids": encoded["input_ids"].new_full((batch.height, 1), self.begin)}
+
+        return replace(batch, slots=[torch.arange(1)] * batch.height, inputs=inputs)
 
 
 def _start_token(model: nn.Module) -> int:

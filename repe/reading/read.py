@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from repe import display as showing
+from repe import display
 from repe.models.blocks import find_stack, is_encoder_decoder
 from repe.models.tokens import Text, encode, strings
 from repe.reading.capture import capture
@@ -58,12 +58,22 @@ class Reading:
         return scan(self, ax)
 
     def text(self, block: int | None = None, *, color: bool = True) -> str:
-        """The text with every token on the colour of its score, for terminals: see `repe.display.colored`."""
-        return showing.colored(self, block=block, color=color)
+        """The text with every token on the colour of its score, for terminals.
+
+        Args:
+            block: where it was read; the recommended blocks by default.
+            color: False for plain text, where the scores that would be in colour stand behind their tokens in brackets.
+        """
+        return self._shown(block).text(color=color)
 
     def html(self, block: int | None = None) -> str:
         """The same for notebooks, which show it of themselves for the recommended blocks."""
-        return showing.of_reading(self, block)
+        return self._shown(block).html()
+
+    def _shown(self, block: int | None) -> display.Tokens:
+        blocks = self.recommended if block is None else (block,)
+        where = f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
+        return display.tokens(f"{self.concept} at {where}", self.tokens, self.at(block).tolist())
 
     def _repr_html_(self) -> str:
         return self.html()

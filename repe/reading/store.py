@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
 from torch import nn
 
 from repe.data.catalogue import SUFFIXES, find, has, named
@@ -21,7 +22,7 @@ def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: st
     """The vector of a named concept for this model.
 
     It is looked for among the vectors shipped in the package, in the folders of the environment variable
-    `REPE_VECTORS`, and in the user's cache (`REPE_CACHE`, else `~/.cache/repe`); never in the working directory. Where
+    `REPE_VECTORS`, and in the user's cache (see `cache_folder`); never in the working directory. Where
     none was made for these weights, or only one, not in a folder of yours, of other pairs than the concept's file now
     has, or of chats that this tokenizer writes otherwise, it is extracted, with a progress bar, and cached.
 
@@ -86,10 +87,9 @@ def location(folder: Path, model: Fingerprint, concept: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's own folder of vectors."""
-    if named := os.environ.get("REPE_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repe"
+    """The user's own folder of vectors: REPE_CACHE, else where this system keeps caches, as `~/.cache/repe`."""
+    named = os.environ.get("REPE_CACHE")
+    return Path(named) if named else user_cache_path("repe", appauthor=False)
 
 
 def shipped_folder() -> Path:

@@ -1,20 +1,28 @@
-"""Prefixes: texts to the trees of their distinct prefixes, and what a model needs to run a tree.
+"""Trees: texts to forwards in which what they begin with alike is computed once, and the check that it came out right.
 
-In a causal model the activation at a token depends only on what stands before it: what several texts begin with is
-computed once. A tree is one row of nodes in depth-first order; a mask lets each see its ancestors alone, and its place
-in the text is its depth. Models that count columns instead are silently wrong: a list says which are known not to, and
-`disagreement` compares what came of a tree with what comes of a text alone.
+In a causal model the activation at a token depends only on what stands before it. A tree holds the distinct prefixes
+of texts: one row of nodes in depth-first order, with a mask that lets each see its ancestors alone, and its depth for
+its position. Models that count columns instead are silently wrong: `repe.models.families` says which are known not to,
+and whatever is measured of trees, a `Measurement` compares a few texts with themselves alone, and runs padded rows
+where they differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from functools import partial
+from itertools import chain, groupby
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from repe.models.blocks import device_of
+from repe.models.families import layer_types, obstacle_to_trees, turning_point
+from repe.models.tokens import pad
 
 LIMIT = 768
 SMALLEST_LIMIT = 256
@@ -22,23 +30,15 @@ SMALLEST_LIMIT = 256
 SHARE = 0.9
 """Trees pay where they and their check cost at most this share of what the texts cost."""
 
-FAMILIES = frozenset({
-    "apertus", "arcee", "biogpt", "codegen", "cohere", "cohere2", "cwm", "deepseek_v2", "deepseek_v3", "dots1",
-    "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm",
-    "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe",
-    "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama", "ministral", "ministral3",
-    "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3",
-    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
-    "vaultgemma", "xglm",
-})  # fmt: skip
-"""The model types that are exact on trees: places come from `position_ids` alone, and a 4D mask is obeyed as it is."""
-MASKED_BY_ADDING = ("eager", "sdpa")
 WINDOWED = "sliding_attention"
-LAYER_TYPES = {"full_attention", WINDOWED}
 
-TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.1}
-TOLERANCE = 1e-3
-"""How far a packed activation may be from the plain one, as a share of its norm, in float32."""
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""How far what comes of a tree may be from what comes of the text alone, as a share of its size, by dtype."""
+
+Result = TypeVar("Result")
+Part = TypeVar("Part")
+Fits = Callable[[int, int], bool]
+"""Whether one forward has room for so many rows and columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,14 @@ class Tree:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def cost(self, d_model: int) -> float:
+        """What it costs, in tokens of padded rows: all of its nodes look at all of them.
+
+        Attention grows with the nodes that stand in the row, and the rest of a block with d_model: as an estimate, a
+        node costs 1 + nodes / (6 d_model) tokens of short rows.
+        """
+        return len(self) * (1 + len(self) / (6 * d_model))
 
 
 # texts -> trees
@@ -186,7 +194,7 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _windowed(visible: Tensor, depth: Tensor, config: Any) -> list[tuple[str, Tensor]]:
     """What is seen in every type of layer; a name of "" stands for all of them."""
-    window, types = getattr(config, "sliding_window", None), _layer_types(config)
+    window, types = getattr(config, "sliding_window", None), layer_types(config)
     if not window or (types and WINDOWED not in types):
         return [("", visible)]
     near = visible & (depth[:, :, None] - depth[:, None, :] < window)
@@ -209,44 +217,15 @@ def obstacle(module: nn.Module) -> str:
     `module` is the one that takes the stack's `input_ids`. What is attached to it stands in the way too: it was written
     for rows of text.
     """
-    config = getattr(module, "config", None)
-    family, attention = getattr(config, "model_type", None), getattr(config, "_attn_implementation", None)
     if any(getattr(part, "is_causal", True) is False for part in module.modules()):
         return "its attention is not causal, so that a token depends on those behind it"
-    if types := _layer_types(config) - LAYER_TYPES:
-        return f"it has layers of {', '.join(sorted(types))}, which do not look at a mask of ancestors"
-    if getattr(config, "alibi", False):
-        return "its attention counts columns (ALiBi), and in a tree they are not places"
-    if turning_point(config) is not None:
-        return "its rotary embedding depends on the longest text of a batch"
-    if family not in FAMILIES:
-        return f"model type {family!r} is not among those that are known to be exact on trees"
-    if attention not in MASKED_BY_ADDING:
-        return f"its attention is {attention!r}, and only {' and '.join(MASKED_BY_ADDING)} take a mask of ancestors"
+    if why_not := obstacle_to_trees(getattr(module, "config", None)):
+        return why_not
     if any(is_compiled(part) for part in module.modules()):
         return "a part of it is compiled, and would be compiled anew for trees"
     if any(attached(part) for part in module.modules()):
         return "something is attached to it (steering, or a hook) that expects rows of text: remove it first"
     return ""
-
-
-def turning_point(config: Any) -> int | None:
-    """The length beyond which the longest text of a batch decides how all of it is rotated; None where nothing does."""
-    for rope in _ropes(config):
-        if rope.get("rope_type") in ("longrope", "dynamic"):
-            trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-            return min(int(trained), config.max_position_embeddings)
-    return None
-
-
-def _ropes(config: Any) -> list[Any]:
-    """The rotary parameters, which may be one a type of layer."""
-    ropes = getattr(config, "rope_parameters", None) or {}
-    return [ropes] if "rope_type" in ropes else [rope for rope in ropes.values() if isinstance(rope, dict)]
-
-
-def _layer_types(config: Any) -> set[str]:
-    return set(getattr(config, "layer_types", None) or ())
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -259,43 +238,188 @@ def attached(module: nn.Module) -> list[Any]:
     return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith("transformers.")]
 
 
-def cost_of(tree: Tree, d_model: int) -> float:
-    """What a tree costs, in tokens of padded rows: all of its nodes look at all of them.
-
-    Attention grows with the nodes that stand in the row, and the rest of a block with d_model: as an estimate, a node
-    costs 1 + nodes / (6 d_model) tokens of short rows.
-    """
-    return len(tree) * (1 + len(tree) / (6 * d_model))
-
-
 def limit_for(d_model: int) -> int:
     """How many nodes a tree may have so that each costs a quarter more than a token, where that leaves it any size."""
     return min(LIMIT, max(SMALLEST_LIMIT, 3 * d_model // 2))
 
 
-def pays(trees: Sequence[Tree], rows: Sequence[Sequence[int]], d_model: int) -> bool:
-    """Whether running the trees, and their witnesses alone, is clearly quicker than running the texts."""
-    checked = sum(len(rows[text]) for text in witnesses(trees))
-    return sum(cost_of(tree, d_model) for tree in trees) + checked <= SHARE * sum(map(len, rows))
+def pays(batches: Sequence[Batch], rows: Sequence[Sequence[int]], d_model: int) -> bool:
+    """Whether running batches of trees, and their witnesses alone, is clearly quicker than running the texts."""
+    trees = sum(tree.cost(d_model) for batch in batches for tree in batch.trees)
+    checked = sum(len(rows[text]) for batch in _ends(batches) for text in witnesses(batch))
+    return trees + checked <= SHARE * sum(map(len, rows))
 
 
-# whether it came out right
+# trees and rows -> forwards
 
 
-def witnesses(trees: Sequence[Tree]) -> list[int]:
-    """The texts to compare with themselves alone: the last of every tree, and the longest of all.
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one forward holds: the tokens of `texts[k]`, in order, stand in the columns `slots[k]` of its row `rows[k]`.
+
+    It has `height` rows and `width` columns. `inputs()` makes what the model is called with, a batch at a time: masks
+    are large. `trees` are those that stand in its rows; none where every text has a row of its own.
+    """
+
+    texts: Sequence[int]
+    rows: Sequence[int]
+    slots: Sequence[Tensor]
+    height: int
+    width: int
+    inputs: Callable[[], dict[str, Any]]
+    trees: Sequence[Tree] = ()
+
+
+def in_trees(trees: Sequence[Tree], module: nn.Module, fits: Fits) -> list[Batch]:
+    """Batches with a tree in every row, from the narrow to the wide."""
+    return [_of_trees(chosen, module) for chosen in _together(sorted(trees, key=len), len, fits)]
+
+
+def _of_trees(trees: Sequence[Tree], module: nn.Module) -> Batch:
+    return Batch(
+        [text for tree in trees for text in tree.texts],
+        [row for row, tree in enumerate(trees) for _ in tree.texts],
+        [path for tree in trees for path in tree.paths],
+        len(trees),
+        max(map(len, trees)),
+        lambda: inputs(trees, dtype_of(module), device_of(module), getattr(module, "config", None)),
+        trees,
+    )
+
+
+def in_rows(rows: Sequence[Sequence[int]], texts: Iterable[int], module: nn.Module, fits: Fits) -> list[Batch]:
+    """Batches with a text in every row, from the short to the long.
+
+    Texts that would be rotated otherwise beside a longer one stay among those of their own length.
+    """
+    turn = turning_point(getattr(module, "config", None)) or max(map(len, rows))
+    order = sorted(texts, key=lambda text: len(rows[text]))
+    alike = groupby(order, lambda text: max(turn, len(rows[text])))
+    return [
+        Batch(
+            chosen,
+            range(len(chosen)),
+            [torch.arange(len(rows[text])) for text in chosen],
+            len(chosen),
+            len(rows[chosen[-1]]),
+            partial(pad, [rows[text] for text in chosen], device=device_of(module)),
+        )
+        for _, group in alike
+        for chosen in _together(group, lambda text: len(rows[text]), fits)
+    ]
+
+
+def _together(parts: Iterable[Part], width: Callable[[Part], int], fits: Fits) -> Iterator[list[Part]]:
+    """Parts of ascending width, as many together as there is room for, one at least."""
+    chosen: list[Part] = []
+    for part in parts:
+        if chosen and not fits(len(chosen) + 1, width(part)):
+            yield chosen
+            chosen = []
+        chosen.append(part)
+    if chosen:
+        yield chosen
+
+
+# running, and whether it came out right
+
+
+class Measurement(ABC, Generic[Result]):
+    """Something to be measured of `rows`, the token ids of texts, on `module`, which takes them: one result a text.
+
+    The numbers that are compared count for `smallest` at least.
+    """
+
+    module: nn.Module
+    rows: Sequence[Sequence[int]]
+    smallest = 0.0
+
+    @abstractmethod
+    def measured(self, batch: Batch) -> Sequence[Result]:
+        """Runs a batch."""
+
+    @abstractmethod
+    def compared(self, result: Result) -> Tensor:
+        """(..., numbers), what of a result shows whether trees came out right."""
+
+    def alone(self, batch: Batch) -> Sequence[Tensor]:
+        """What is compared, of the texts of a batch of rows."""
+        return [self.compared(result) for result in self.measured(batch)]
+
+    @abstractmethod
+    def in_rows(self, texts: Iterable[int]) -> Sequence[Batch]:
+        """Batches of some of the texts."""
+
+    def run(self, trees: Sequence[Batch], must: bool = False) -> Iterator[tuple[Batch, Sequence[Result]]]:
+        """The results of all texts, batch by batch: of these trees that hold them; of rows where there are none.
+
+        Nothing of a tree is given out before the narrowest and the widest batch were checked.
+
+        Raises:
+            RuntimeError: trees came out wrong, and `must`.
+
+        Warns:
+            UserWarning: trees came out wrong; what was not given out yet is run in rows.
+        """
+        left = dict.fromkeys(range(len(self.rows)))
+        try:
+            for batch, results in self._checked(trees):
+                yield batch, results
+                for text in batch.texts:
+                    del left[text]
+        except (OSError, OverflowError, MemoryError, torch.OutOfMemoryError):
+            raise  # of a file, a strength or the machine: rows would not change that
+        except Exception as error:
+            wrong = (
+                f"{type(self.module).__name__} does not give texts in trees of shared prefixes what it gives them "
+                f"alone ({type(error).__name__}: {error})"
+            )
+            if must:
+                raise RuntimeError(f"packed=True: {wrong}") from error
+            warnings.warn(f"{wrong}. They are run in padded rows instead", stacklevel=3)
+        for batch in self.in_rows(left):
+            yield batch, self.measured(batch)
+
+    def _checked(self, trees: Sequence[Batch]) -> Iterator[tuple[Batch, Sequence[Result]]]:
+        ends = [(batch, self.measured(batch)) for batch in _ends(trees)]
+        for batch, results in ends:
+            self._check({text: results[place] for text, place in witnesses(batch).items()})
+        yield from ends
+        for batch in trees[-2:0:-1]:  # from the wide on: what does not fit into the memory is known soon
+            yield batch, self.measured(batch)
+
+    def _check(self, results: Mapping[int, Result]) -> None:
+        """Raises RuntimeError where results are not those of the texts alone."""
+        for batch in self.in_rows(results):
+            for text, plain in zip(batch.texts, self.alone(batch), strict=True):
+                found = self.compared(results[text])
+                if wrong := disagreement(found, plain, dtype_of(self.module), self.smallest):
+                    raise RuntimeError(wrong)
+
+
+def _ends(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """The narrowest and the widest."""
+    return [*batches[:1], *batches[1:][-1:]]
+
+
+def witnesses(batch: Batch) -> dict[int, int]:
+    """The texts of a batch to compare with themselves alone, and their places: the longest, and the last.
 
     What counts columns goes wrong most where most nodes stand before, and a window where most tokens do.
     """
-    longest = max((len(path), text) for tree in trees for text, path in zip(tree.texts, tree.paths, strict=True))[1]
-    return list(dict.fromkeys([*(tree.texts[-1] for tree in trees), longest]))
+    places = range(len(batch.texts))
+    longest = max(places, key=lambda place: (len(batch.slots[place]), place))
+    return {batch.texts[place]: place for place in (longest, places[-1])}
 
 
-def disagreement(packed: Tensor, plain: Tensor, dtype: torch.dtype) -> str:
-    """How far vectors (..., d_model) from a tree are from those of the texts alone, if too far for `dtype`, or ""."""
-    distance = (packed.float() - plain.float()).norm(dim=-1)
-    worst = float((distance / plain.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)).max())
-    allowed = TOLERANCES.get(dtype, TOLERANCE)
-    return (
-        "" if worst <= allowed else f"they differ by {worst:.2g} of their norm, and {allowed} is what rounding explains"
-    )
+def disagreement(found: Tensor, plain: Tensor, dtype: torch.dtype, smallest: float = 0.0) -> str:
+    """How far (..., numbers) from a tree are from those of the texts alone, if too far for `dtype`, or "".
+
+    They are measured by the size of the latter, `smallest` at least. What is not finite agrees with its like.
+    """
+    found, plain = found.double(), plain.double()
+    alike = (found == plain) | (found.isnan() & plain.isnan())
+    size = plain.nan_to_num(0.0, 0.0, 0.0).norm(dim=-1).clamp_min(max(smallest, torch.finfo(torch.float32).tiny))
+    worst = float((torch.where(alike, 0.0, found - plain).norm(dim=-1) / size).max())
+    allowed = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
+    return "" if worst <= allowed else f"they differ by {worst:.2g} of their size, where rounding explains {allowed}"

@@ -2,15 +2,21 @@
 
 Fitting happens elsewhere; what is here is frozen. Arithmetic and `to`-like operations return new vectors, and files are
 safetensors with a JSON header, never pickles. The file knows nothing of models.
+
+The header names its format. A header field or a tensor that is not known here was added by a later version, which kept
+the format's name because a reader may do without: it is passed over. Another format is refused.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -20,15 +26,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from repe import display as showing
+from repe import display
 from repe.models.files import draft_of
 
 PER_DIRECTION = ("write", "read", "center")
 PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
 TENSORS = PER_DIRECTION + PER_BLOCK
+STEERED_BY = ("write", "read", "center", "scale", "sigma", "norm")
 MAY_BE_UNKNOWN = ("sigma", "accuracy", "separation")
 ROUNDING = 1e-6  # relative: what is left of a float32 direction once it has been taken away from itself
 NORMALISED = 1e-3  # how far `|write|` and `read . write` may be from 1
+SHOWN = ("accuracy", "separation", "scale", "sigma", "norm")
+TOLD = ("made", "reader", "pairs", "held_out_pairs", "model")  # of the provenance, where the vector is shown
+ROWS = 12  # shown in a notebook, at most, besides the recommended
 IDENTITY = ("model", "fingerprint")  # what provenance says of the model, whatever is made of the vector
 FORMAT = "repe.vector/1"
 
@@ -238,21 +248,66 @@ class ConceptVector:
 
         return profile(self, ax)
 
+    def text(self) -> str:
+        """A table of the blocks, and what the vector was made of."""
+        return str(self._table(range(len(self.blocks))))
+
+    def html(self) -> str:
+        """The same for notebooks, which show it of themselves. Of many blocks there are some, and the recommended."""
+        count = len(self.blocks)
+        spread = torch.linspace(0, count - 1, min(count, ROWS)).round().int().tolist()
+        return self._table({*spread, *map(self.row, self.recommended)}).html()
+
+    def _table(self, rows: Iterable[int]) -> display.Table:
+        where = "" if self.site == "block" else f", at the site {self.site!r}"
+        title = f"{self.concept}: {len(self.blocks)} block{'s' * (len(self.blocks) != 1)} x {self.d_model}{where}"
+        shown = [self._cells(row) for row in sorted(rows, key=lambda row: self.blocks[row])]
+        made = (f"{key.replace('_', ' ')}: {self.provenance[key]}" for key in TOLD if key in self.provenance)
+        return display.table(title, ["block", *SHOWN], shown, ", ".join(made))
+
+    def _cells(self, row: int) -> list[str]:
+        block = self.blocks[row]
+        numbers = [float(getattr(self, name)[row]) for name in SHOWN]
+        mark = " ← recommended" if block in self.recommended else ""
+        return [f"{block}{mark}", *("unknown" if math.isnan(number) else f"{number:.3g}" for number in numbers)]
+
     def _repr_html_(self) -> str:
-        return showing.of_vector(self)
+        return self.html()
 
     # files
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a safetensors file, whole or not at all, and returns its path."""
-        header = {name: getattr(self, name) for name in ("concept", "site", "stack")}
-        header |= {"blocks": list(self.blocks), "recommended": list(self.recommended)}
-        header |= {"provenance": dict(self.provenance), "format": FORMAT}
         # a copy of each, as safetensors refuses tensors that share memory
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
         with draft_of(path) as draft:
-            draft.write_bytes(save(tensors, metadata={"repe": json.dumps(header)}))
+            draft.write_bytes(save(tensors, metadata={"repe": json.dumps(self._header)}))
         return Path(path)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data that `from_json` makes the vector of again."""
+        return self._header | {name: tensor_to_json(getattr(self, name)) for name in TENSORS}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ConceptVector:
+        """The vector of what `to_json` gave. Raises ValueError or KeyError for anything else."""
+        header = _checked_header(json.dumps({k: v for k, v in data.items() if k not in TENSORS}))
+        tensors: dict[str, Any] = {name: tensor_from_json(data[name]) for name in TENSORS}
+        return cls(**header, **tensors)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change with anything that steering along the vector depends on."""
+        told = hashlib.sha256(repr((self.blocks, self.recommended, self.site, self.stack)).encode())
+        for name in STEERED_BY:
+            told.update(getattr(self, name).contiguous().numpy().tobytes())
+        return told.hexdigest()[:16]
+
+    @property
+    def _header(self) -> dict[str, Any]:
+        header = {name: getattr(self, name) for name in ("concept", "site", "stack")}
+        header |= {"blocks": list(self.blocks), "recommended": list(self.recommended)}
+        return header | {"provenance": dict(self.provenance), "format": FORMAT}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ConceptVector:
@@ -270,20 +325,36 @@ class ConceptVector:
                 return cls(**header, **{name: file.get_tensor(name) for name in TENSORS})
         except (SafetensorError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} is not a whole concept vector: {error}. Delete the file and extract it anew"
+                f"{path} is not a whole concept vector: {error}. A new one is what `repe.extract` returns: save it at "
+                "another path"
             ) from error
+
+
+def tensor_to_json(tensor: Tensor) -> dict[str, Any]:
+    """A float32 tensor as plain JSON data."""
+    raw = tensor.detach().float().cpu().contiguous().numpy().tobytes()
+    return {"shape": list(tensor.shape), "float32": base64.b64encode(raw).decode()}
+
+
+def tensor_from_json(data: Mapping[str, Any]) -> Tensor:
+    raw = bytearray(base64.b64decode(data["float32"]))
+    return torch.frombuffer(raw, dtype=torch.float32).reshape(data["shape"]) if raw else torch.empty(data["shape"])
 
 
 def _checked_header(text: str | None) -> dict[str, Any]:
     if text is None:
         raise ValueError("it has no `repe` header")
     header = json.loads(text)
-    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
-        raise ValueError(f"its header is not of the format {FORMAT}")
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"its format is {found!r}, and this version of the library reads {FORMAT!r}; read it with the version that "
+            "wrote it, or with the newest"
+        )
     kinds = {"concept": str, "site": str, "stack": str, "blocks": list, "recommended": list, "provenance": dict}
-    if wrong := [k for k, kind in kinds.items() if not isinstance(header.get(k), kind)] or set(header) - set(kinds):
-        raise ValueError(f"its header has missing, unknown or mistyped fields: {sorted(wrong)}")
-    return header
+    if wrong := [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]:
+        raise ValueError(f"its header has missing or mistyped fields: {wrong}")
+    return {name: header[name] for name in kinds}
 
 
 def _check_blocks(name: str, numbers: tuple[int, ...]) -> None:

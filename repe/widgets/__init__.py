@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,10 @@ except ImportError as error:
 from torch import nn
 
 from repe.display import tokens
-from repe.models.tokens import NAMED_SCOPES
 from repe.reading.store import resolve
 from repe.reading.vector import ConceptVector
-from repe.steering.kinds import Options, plan
+from repe.steering.edit import Edit
+from repe.steering.scope import NAMED_SCOPES
 from repe.widgets.latest import IsStopped, Latest
 from repe.widgets.streaming import Request, Side, SideBySide, Sides
 
@@ -32,7 +33,6 @@ EDITS = {  # those that need no more than an alpha
     "erase": "alpha 1 moves every token to the middle between the poles",
     "piecewise": "alpha pushes every token further to the side it is on",
 }
-OPTIONS = {"target", "theta", "keep_norm"}
 READERS = ("as the model that writes it reads", "as the unsteered model reads")
 STEP = 0.1  # of a slider
 EVERY = 0.05  # seconds between two pictures of a text that grows
@@ -90,7 +90,7 @@ def playground(
     is_chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
     writer = SideBySide(model, tokenizer, vectors)
     for vector in vectors:
-        plan(vector, edit, how.get("unit", "gap"), Options(**{key: how[key] for key in OPTIONS & how.keys()}))
+        Edit.of(vector, edit=edit, scope=scope, **how)
     names = _told_apart([vector.concept for vector in writer.vectors])
     controls = Controls(names, alphas, prompt=prompt, chat=is_chat, edit=edit, scope=scope, tokens=max_new_tokens)
     return Playground(writer, controls, how)
@@ -184,6 +184,7 @@ class Playground(ipywidgets.VBox):
         self.error: Exception | None = None
         self.panels = [ipywidgets.HTML(layout=PANEL) for _ in ("unsteered", "steered")]
         self.note = ipywidgets.HTML()
+        self._drawing = threading.RLock()  # what is chosen is drawn while text grows in the background
         self._latest = Latest(self._run)
         self._events = _cell_events()
         about = ipywidgets.HTML(f'{STYLE}<div class="repe-note"><small>{ABOUT_COSTS}</small></div>')
@@ -243,7 +244,7 @@ class Playground(ipywidgets.VBox):
             error.with_traceback(None)  # which would keep the tensors of its frames
         self._draw()
         if self.error is None and not is_stopped():
-            self._say("done", f"Written in {time.perf_counter() - began:.2g} s.{self._others()}")
+            self._say("done", f"Written in {time.perf_counter() - began:.2g} s.{self._others()}", _asked(request))
 
     def _grow(self, sides: Sides) -> None:
         self.sides = sides
@@ -257,14 +258,15 @@ class Playground(ipywidgets.VBox):
     # what is seen
 
     def _draw(self, *_: Any) -> None:
-        place, by_unsteered = self.controls.concept.value, self.controls.reader.value == 1
-        title = [*self.controls.sliders][place]
-        for i, (panel, name) in enumerate(zip(self.panels, ("unsteered", "steered"), strict=True)):
-            side = None if self.sides is None else self.sides[i]
-            panel.value = _side(name, side, title, place, by_unsteered)
+        with self._drawing:
+            place, by_unsteered = self.controls.concept.value, self.controls.reader.value == 1
+            title = [*self.controls.sliders][place]
+            sides = self.sides or (None, None)
+            for panel, name, side in zip(self.panels, ("unsteered", "steered"), sides, strict=True):
+                panel.value = _side(name, side, title, place, by_unsteered)
 
-    def _say(self, state: str, html: str) -> None:
-        self.note.value = f'<div class="repe-note repe-{state}">{html}</div>'
+    def _say(self, state: str, html: str, attributes: str = "") -> None:
+        self.note.value = f'<div class="repe-note repe-{state}"{attributes}>{html}</div>'
         self.controls.stop.disabled = state != "writing"
 
 
@@ -291,7 +293,7 @@ def _side(name: str, side: Side | None, title: str, concept: int, by_unsteered: 
         scores = side.unsteered_scores if by_unsteered else side.scores
         pieces = [side.pieces[i] for i in shown]
         said, costs = escape("".join(pieces)), _costs(side)
-        scored = tokens(title, pieces, [float(scores[i, concept]) for i in shown])
+        scored = tokens(title, pieces, [float(scores[i, concept]) for i in shown]).html()
     return (
         f'<div class="repe-side repe-{name}"><b>{name}</b><div class="repe-said">{said}</div>'
         f'<div class="repe-costs">{costs}</div>{scored}</div>'
@@ -304,6 +306,12 @@ def _costs(side: Side) -> str:
         f"perplexity <b>{side.perplexity:.3g}</b> &nbsp;·&nbsp; KL <b>{side.kl:.3f}</b> nats a token &nbsp;·&nbsp; "
         f"{count} token{'s' * (count != 1)}"
     )
+
+
+def _asked(request: Request) -> str:
+    """What was asked for, as attributes: who drives a browser sees by them which of the writings is done."""
+    text = request.text if isinstance(request.text, str) else request.text[-1]["content"]
+    return f' data-prompt="{escape(text)}" data-alphas="{" ".join(f"{alpha:g}" for alpha in request.alphas)}"'
 
 
 def _told(error: Exception) -> str:

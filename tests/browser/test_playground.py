@@ -28,7 +28,6 @@ QUIET = (
 )  # fmt: skip
 ENDS = (-2, 2)  # of the sliders
 PATIENCE = 120_000  # milliseconds, for a kernel that loads torch on a busy machine
-QUICK = 10_000  # for what is done in much less
 # a cell that is run before has none to run in
 KERNEL_IS_READY = """() => {
     const session = globalThis.jupyterapp?.shell.currentWidget?.sessionContext;
@@ -54,7 +53,7 @@ class Notebook:
         cell = self.page.locator(".jp-CodeCell").nth(number)
         cell.locator(".cm-content").click()
         self.page.keyboard.press("Control+Enter")
-        expect(cell.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"), timeout=PATIENCE)
+        expect(cell.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"))
         return cell
 
     def keep(self, name: str) -> None:
@@ -70,13 +69,14 @@ def notebook(request, tmp_path):
         sync_playwright() as player,
         player.chromium.launch_persistent_context(
             str(tmp_path / "browser"), executable_path=find(), headless=True, args=list(QUIET),
-            viewport={"width": width, "height": 900},
+            viewport={"width": width, "height": 900}, timeout=PATIENCE,
         ) as browser,
     ):  # fmt: skip
-        expect.set_options(timeout=QUICK)
+        expect.set_options(timeout=PATIENCE)
+        browser.set_default_timeout(PATIENCE)
         page = browser.new_page()
         page.goto(address + path)
-        page.wait_for_function(KERNEL_IS_READY, timeout=PATIENCE)
+        page.wait_for_function(KERNEL_IS_READY)
         opened = Notebook(page, request.param)
         yield opened
         opened.keep("at-the-end")
@@ -84,48 +84,57 @@ def notebook(request, tmp_path):
 
 def drag(playground: Locator, concept: str, alpha: float) -> None:
     """Takes a slider by the mouse to an alpha."""
-    slider = playground.locator(".widget-hslider").filter(has_text=concept)
-    handle, track = slider.locator(".noUi-handle").bounding_box(), slider.locator(".noUi-base").bounding_box()
-    mouse, y = playground.page.mouse, handle["y"] + handle["height"] / 2
-    mouse.move(handle["x"] + handle["width"] / 2, y)
+    slider, mouse = playground.locator(".widget-hslider").filter(has_text=concept), playground.page.mouse
+    slider.locator(".noUi-handle").hover()
     mouse.down()
-    mouse.move(track["x"] + (alpha - ENDS[0]) / (ENDS[1] - ENDS[0]) * track["width"], y, steps=8)
+    track = slider.locator(".noUi-base").bounding_box()
+    x = track["x"] + (alpha - ENDS[0]) / (ENDS[1] - ENDS[0]) * track["width"]
+    mouse.move(x, track["y"] + track["height"] / 2, steps=8)
     mouse.up()
+
+
+def written(playground: Locator, prompt: str, honesty: float, happiness: float) -> Locator:
+    """What says that both texts are written to their ends, and that they are those of this prompt and these alphas."""
+    return playground.locator(f'.repe-done[data-prompt="{prompt}"][data-alphas="{honesty:g} {happiness:g}"]')
 
 
 def test_a_slider_moved_changes_the_steered_text_and_its_costs_alone(notebook):
     playground = notebook.run(0)
     unsteered, steered = (playground.locator(f".repe-{name} .repe-said") for name in ("unsteered", "steered"))
     kl = playground.locator(".repe-steered .repe-costs")
-    done = playground.locator(".repe-done")
-    expect(playground.locator(".repe-ready")).to_be_visible(timeout=PATIENCE)
+    expect(playground.locator(".repe-ready")).to_be_visible()
 
     playground.get_by_role("button", name="Write").click()
-    expect(done).to_be_visible(timeout=PATIENCE)
+    expect(written(playground, QUESTION, 0, 0)).to_be_visible()
     truth = unsteered.inner_text().strip()
     assert truth
     expect(steered).to_have_text(truth)
     expect(kl).to_contain_text("KL 0.000")
 
     drag(playground, "honesty", -1.2)
+    expect(written(playground, QUESTION, -1.2, 0)).to_be_visible()
     expect(steered).to_have_text(re.compile(r"\w"))
     expect(steered).not_to_have_text(truth)
-    expect(done).to_be_visible()
     expect(unsteered).to_have_text(truth)
     expect(kl).not_to_contain_text("KL 0.000")
     notebook.keep("honesty")
 
     playground.get_by_role("button", name="All to 0").click()
+    expect(written(playground, QUESTION, 0, 0)).to_be_visible()
     expect(steered).to_have_text(truth)
-    playground.locator(".widget-textarea textarea").fill(SCENE)
-    playground.get_by_role("button", name="Write").click()
-    expect(unsteered).to_contain_text("saddle")
+
+    prompt = playground.locator(".widget-textarea textarea")
+    prompt.fill(SCENE)
+    prompt.blur()  # which writes anew, once
+    expect(written(playground, SCENE, 0, 0)).to_be_visible()
     scene = unsteered.inner_text()
+    assert "saddle" in scene
     drag(playground, "happiness", -1.2)
-    expect(steered).not_to_have_text(scene)
     playground.get_by_label("Scores of").select_option("happiness")
-    expect(done).to_be_visible()
+    expect(written(playground, SCENE, 0, -1.2)).to_be_visible()
+    expect(playground.locator(".repe-steered")).to_contain_text("happiness")
+    expect(steered).not_to_have_text(scene)
     expect(unsteered).to_have_text(scene)
     notebook.keep("happiness")
 
-    expect(notebook.run(1).locator(".jp-OutputArea-output")).to_contain_text("attached: []", timeout=PATIENCE)
+    expect(notebook.run(1).locator(".jp-OutputArea-output")).to_contain_text("attached: []")

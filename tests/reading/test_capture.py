@@ -10,10 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import repe
-from repe.models.blocks import find_stack
+from repe.models.blocks import device_of, find_stack
 from repe.models.tracking import tracker_of
 from repe.reading import capture as capturing
 from repe.reading.read import score
+from repe.reading.trees import Batch
 from tests import zoo
 
 TEXTS = ["a", "bcd efg", "the quick brown fox", "hi there", "to be or not"]
@@ -203,8 +204,8 @@ def test_what_is_held_of_a_block_is_what_was_asked_for(model, tokenizer, monkeyp
     monkeypatch.setattr(capturing, "_gathered", lambda records: held.append(records) or gathered(records))
     repe.capture(model, tokenizer, [TEXTS[2]] * 3, tokens=tokens, packed=packed)
     rows = 1 if packed and tokens == "all" else 3  # equal texts are the same nodes
-    assert len(held[-1]) == 4
-    assert {r.untyped_storage().nbytes() for r in held[-1]} == {rows * largest * 32 * 4}
+    assert len(held[0]) == 4
+    assert {r.untyped_storage().nbytes() for r in held[0]} == {rows * largest * 32 * 4}
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -217,7 +218,7 @@ def test_texts_do_not_share_what_was_captured(model, tokenizer, packed):
 
 @pytest.mark.parametrize("tokens", ["last", "mean", "all"])
 def test_what_was_kept_does_not_change_with_what_is_computed_in_place(tokens):
-    batch = capturing.Batch([0, 1], {}, [0, 1], [torch.arange(3), torch.arange(2)])
+    batch = Batch([0, 1], [0, 1], [torch.arange(3), torch.arange(2)], 2, 3, dict)
     hidden = torch.randn(2, 3, 4)
     kept = capturing.KEEPERS[tokens](batch)(hidden)
     before = kept.clone()
@@ -229,14 +230,14 @@ def test_only_tokens_of_a_text_count_in_its_mean():
     """Two texts of one tree, and a text of one token, whose only one is counted."""
     hidden = torch.tensor([[[9.0], [1.0], [3.0], [7.0]], [[5.0], [torch.nan], [torch.inf], [torch.nan]]])
     slots = [torch.tensor([0, 1, 2]), torch.tensor([0, 1, 3]), torch.tensor([0])]
-    means = capturing.KEEPERS["mean"](capturing.Batch([0, 1, 2], {}, [0, 0, 1], slots))(hidden)
+    means = capturing.KEEPERS["mean"](Batch([0, 1, 2], [0, 0, 1], slots, 2, 4, dict))(hidden)
     assert means.tolist() == [[2.0], [4.0], [5.0]]
 
 
 def test_offloaded_weights_are_given_inputs_where_they_compute(model, tokenizer):
     offloaded = accelerate.cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
     assert next(offloaded.parameters()).device.type == "meta"
-    assert capturing.device_of(offloaded).type == "cpu"
+    assert device_of(offloaded).type == "cpu"
     torch.testing.assert_close(repe.capture(offloaded, tokenizer, TEXTS), repe.capture(model, tokenizer, TEXTS))
     torch.testing.assert_close(
         repe.capture(offloaded, tokenizer, TEXTS, blocks=0), repe.capture(model, tokenizer, TEXTS, blocks=0)

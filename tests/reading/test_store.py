@@ -293,7 +293,7 @@ def test_a_changed_file_of_pairs_is_extracted_anew(home, model, extractions):
 def test_a_broken_file_of_other_weights_does_not_block_the_name(home, model, cache, extractions, relative):
     path = put(made_for(model, 1), cache, changed(load(home), relative))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match=r"passed over: .*Delete the file and extract it anew") as caught:
+    with pytest.warns(UserWarning, match=r"passed over: .*is not a whole concept vector") as caught:
         vector = store.resolve(model, NAME, zoo.tokenizer())
     assert str(path) in str(caught[0].message)
     assert (vector.concept, len(extractions)) == (NAME, 1)

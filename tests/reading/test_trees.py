@@ -13,14 +13,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import repe
+from repe.models import families
 from repe.models.blocks import find_stack
 from repe.reading import capture as capturing
 from repe.reading import trees as prefixes
 from repe.reading.trees import (
-    FAMILIES,
+    Batch,
+    Measurement,
     Tree,
     disagreement,
     dtype_of,
+    in_rows,
+    in_trees,
     inputs,
     limit_for,
     obstacle,
@@ -281,7 +285,7 @@ def test_eager_attention_takes_the_mask_as_well(model_type: str) -> None:
 
 
 def test_every_family_of_the_list_is_tried() -> None:
-    assert {type_of(zoo.build(name)) for name in PACKED} | set(MORE) == FAMILIES
+    assert {type_of(zoo.build(name)) for name in PACKED} | set(MORE) == families.types_on_trees()
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -389,8 +393,9 @@ def test_a_steered_model_is_run_on_rows(caplog: Any) -> None:
 
 
 def listed(monkeypatch: Any, model_type: str) -> None:
-    monkeypatch.setattr(prefixes, "FAMILIES", FAMILIES | {model_type})
-    monkeypatch.setattr(prefixes, "LAYER_TYPES", {*prefixes.LAYER_TYPES, "linear_attention"})
+    by_mistake = families.Family("listed by mistake", types=(model_type,), trees=True)
+    monkeypatch.setattr(families, "_FAMILIES", [*families.known_families(), by_mistake])
+    monkeypatch.setattr(families, "LAYER_TYPES", {*families.LAYER_TYPES, "linear_attention"})
 
 
 GPT_NEO = {
@@ -423,39 +428,108 @@ def test_a_window_that_a_config_does_not_tell_of_is_found_out(monkeypatch: Any) 
         repe.capture(zoo.build("mistral"), zoo.tokenizer(), texts, packed=True)
 
 
-def test_every_tree_is_checked(monkeypatch: Any) -> None:
-    """Only the last tree comes out wrong: it is the one of the texts that begin with z."""
-    texts = [begin + "quick brown fox"[:length] for begin in "az" for length in range(3, 9)]
-    right = prefixes.inputs
+class Numbers(Measurement[Tensor]):
+    """Measures the length of texts; `off` says by how much in a batch of trees."""
 
-    def wrong(trees: Any, *how: Any) -> Any:
-        batch = right(trees, *how)
-        return batch if 0 in trees[0].texts else {**batch, "position_ids": 0 * batch["position_ids"]}
+    def __init__(self, rows: list[Row], off: Any = lambda batch: 0.0) -> None:
+        self.module, self.rows, self.off = zoo.build("llama").model, rows, off
+        self.told: list[tuple[bool, int]] = []
 
-    monkeypatch.setattr(capturing, "inputs", wrong)
-    monkeypatch.setattr(capturing, "limit_for", lambda d_model: 10)
-    with pytest.raises(RuntimeError, match="differ by"):
-        repe.capture(zoo.build("llama"), zoo.tokenizer(), texts, packed=True, batch_size=1)
+    def trees(self, limit: int = 1) -> list[Batch]:
+        return in_trees(plant(self.rows, limit), self.module, lambda height, width: height == 1)
+
+    def measured(self, batch: Batch) -> list[Tensor]:
+        self.told.append((bool(batch.trees), batch.width))
+        off = self.off(batch) if batch.trees else 0.0
+        return [torch.tensor([len(self.rows[text]) + off]) for text in batch.texts]
+
+    def compared(self, result: Tensor) -> Tensor:
+        return result
+
+    def in_rows(self, texts: Any) -> list[Batch]:
+        return in_rows(self.rows, texts, self.module, lambda height, width: height <= 2)
 
 
-def test_witnesses_are_the_last_of_every_tree_and_the_longest_of_all() -> None:
+LENGTHS = [[n] * n for n in (3, 1, 4, 2, 5)]
+
+
+def test_nothing_of_trees_is_given_out_before_the_ends_are_checked_and_wide_ones_come_first() -> None:
+    """The check runs their texts in rows."""
+    numbers, given = Numbers(LENGTHS), []
+    for batch, results in numbers.run(numbers.trees()):
+        given.append(batch.width)
+        assert [float(result) for result in results] == [batch.width]
+        if len(given) == 1:
+            assert numbers.told == [(True, 1), (True, 5), (False, 1), (False, 5)]
+    assert given == [1, 5, 4, 3, 2]
+
+
+@pytest.mark.parametrize("wrong", [1, 5])
+def test_wrong_trees_are_found_out_in_the_narrowest_and_the_widest_batch(wrong: int) -> None:
+    numbers = Numbers(LENGTHS, lambda batch: 0.5 * (batch.width == wrong))
+    with pytest.warns(UserWarning, match=r"does not give texts in trees.*they differ by.*padded rows instead"):
+        given = list(numbers.run(numbers.trees()))
+    assert all(not batch.trees for batch, _ in given)
+    with pytest.raises(RuntimeError, match=r"packed=True: .*does not give texts in trees"):
+        list(numbers.run(numbers.trees(), must=True))
+
+
+def test_what_breaks_late_is_run_in_rows_and_the_rest_is_kept() -> None:
+    def breaking(batch: Batch) -> float:
+        return 1 / (batch.width - 3)
+
+    numbers = Numbers(LENGTHS, lambda batch: 0 * breaking(batch))
+    with pytest.warns(UserWarning, match=r"does not give texts in trees.*ZeroDivisionError.*padded rows instead"):
+        given = list(numbers.run(numbers.trees()))
+    found = {text: float(result) for batch, results in given for text, result in zip(batch.texts, results, strict=True)}
+    assert found == {text: len(row) for text, row in enumerate(LENGTHS)}
+    assert len(given) == len(LENGTHS) - 1  # of 1, 5 and 4 tokens in trees, then 2 and 3 as two rows
+    assert numbers.told[-1] == (False, 3)
+
+
+@pytest.mark.parametrize("error", [OSError, OverflowError, MemoryError, torch.OutOfMemoryError])
+def test_what_rows_would_not_change_is_raised(error: type[Exception]) -> None:
+    def breaking(batch: Batch) -> float:
+        raise error("of the machine")
+
+    numbers = Numbers(LENGTHS, breaking)
+    with pytest.raises(error, match="of the machine"):
+        list(numbers.run(numbers.trees()))
+
+
+def test_rows_are_run_at_once_where_there_are_no_trees() -> None:
+    numbers = Numbers(LENGTHS)
+    assert [batch.texts for batch, _ in numbers.run([])] == [[1, 3], [0, 2], [4]]
+
+
+def test_witnesses_are_the_longest_and_the_last_of_a_batch() -> None:
     rows = [[1, 2, 3, 4], [1, 2], [5], [6, 7], [6, 8]]
-    trees = plant(rows, limit=6)
-    assert [tree.texts for tree in trees] == [(1, 0, 2), (3, 4)]
-    assert witnesses(trees) == [2, 4, 0]
-    assert witnesses(trees[1:]) == [4]
+    (batch,) = in_trees(plant(rows, limit=6), zoo.build("llama").model, lambda height, width: True)
+    assert batch.texts == [3, 4, 1, 0, 2]
+    assert witnesses(batch) == {0: 3, 2: 4}
 
 
 @pytest.mark.parametrize(
-    ("dtype", "allowed"), [(torch.float32, 1e-3), (torch.float16, 0.02), (torch.bfloat16, 0.1)], ids=str
+    ("dtype", "allowed"),
+    [(torch.float64, 1e-6), (torch.float32, 1e-3), (torch.float16, 0.02), (torch.bfloat16, 0.1)],
+    ids=str,
 )
-def test_disagreement_is_a_share_of_the_norm(dtype: torch.dtype, allowed: float) -> None:
-    plain = torch.tensor([[[3e3, 4e3], [0.3, -0.4]]])
+def test_disagreement_is_a_share_of_the_size(dtype: torch.dtype, allowed: float) -> None:
+    plain = torch.tensor([[[3e3, 4e3], [0.3, -0.4]]]).double()
     off = torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]) * plain.norm(dim=-1, keepdim=True)
     assert disagreement(plain + 0.9 * allowed * off, plain, dtype) == ""
     assert "differ by" in disagreement(plain + 1.1 * allowed * off, plain, dtype)
-    assert "nan" in disagreement(plain * torch.nan, plain, dtype)
+    assert disagreement(plain + 1.1 * allowed * off, plain, dtype, smallest=1.0) == ""
     assert disagreement(0 * plain, 0 * plain, dtype) == ""
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_agrees_with_its_like_alone(value: float) -> None:
+    plain = torch.tensor([1.0, value, 3.0])
+    assert disagreement(plain, plain, torch.float32) == ""
+    assert "differ by" in disagreement(torch.tensor([1.1, value, 3.0]), plain, torch.float32)
+    for one, other in ((plain, torch.ones(3)), (torch.ones(3), plain)):
+        assert "differ by" in disagreement(one, other, torch.float32)
 
 
 # where it pays
@@ -469,16 +543,19 @@ def test_texts_are_packed_where_it_pays_and_the_log_says_so(texts: list[str], wa
     assert ("padded" in caplog.text) == ("few" in way)
 
 
+def paying(rows: list[Row], d_model: int) -> bool:
+    return pays(in_trees(plant(rows), zoo.build("llama").model, lambda height, width: False), rows, d_model)
+
+
 def test_the_check_is_counted_where_it_is_decided_what_pays() -> None:
-    one, two, three = ([[1, 2, 3]] * times for times in (1, 2, 3))
-    assert [pays(plant(rows), rows, d_model=4096) for rows in (one, two, three)] == [False, False, True]
+    assert [paying([[1, 2, 3]] * times, d_model=4096) for times in (1, 2, 3)] == [False, False, True]
 
 
 def test_a_node_costs_the_more_the_larger_its_tree_and_the_narrower_the_model() -> None:
     rows = [[*range(500), end, end] for end in (1000, 2000)]  # 504 nodes and 502 tokens to check, of 1,004 tokens
     more = rows * 2
-    assert [pays(plant(more), more, d_model) for d_model in (32, 128, 512)] == [False, True, True]
-    assert not pays(plant(rows), rows, 4096)
+    assert [paying(more, d_model) for d_model in (32, 128, 512)] == [False, True, True]
+    assert not paying(rows, 4096)
     assert [limit_for(d_model) for d_model in (32, 128, 256, 400, 512, 8192)] == [256, 256, 384, 600, 768, 768]
 
 
@@ -491,7 +568,7 @@ def test_a_batch_of_trees_holds_no_more_than_one_of_rows(monkeypatch: Any) -> No
         held.append(batch["input_ids"].shape)
         return batch
 
-    monkeypatch.setattr(capturing, "inputs", spy)
+    monkeypatch.setattr(prefixes, "inputs", spy)
     monkeypatch.setattr(capturing, "limit_for", lambda d_model: 25)
     texts = [begin + " quick brown"[:length] for begin in "abcd" for length in (3, 7, 11)]
     model, tokenizer = zoo.build("llama"), zoo.tokenizer()

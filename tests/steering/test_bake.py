@@ -17,7 +17,9 @@ import repe
 from repe.models.blocks import find_stack
 from repe.models.fingerprint import fingerprint
 from repe.steering.bake import Baked, bake
-from repe.steering.kinds import Options, plan
+from repe.steering.edit import Edit
+from repe.steering.gate import Gate
+from repe.steering.kinds import loreft
 from tests import oracles, zoo
 from tests.oracles import BLOCK
 
@@ -243,6 +245,23 @@ def test_several_vectors_act_together(edit: str) -> None:
     left = torch.stack(oracles.recorded(model, find_stack(model).blocks[:1], **batch)) @ both.T
     if edit == "ablate":
         torch.testing.assert_close(left, torch.zeros_like(left), atol=2e-5, rtol=0)
+
+
+def test_a_whole_edit_is_baked_like_its_options() -> None:
+    model, same, batch = zoo.build("llama"), zoo.build("llama"), zoo.inputs("llama")
+    edit = Edit.of(oracles.vector(), blocks=[0, 2], unit="raw")
+    assert bake(model, edit, 0.3).edit is edit
+    bake(same, oracles.vector(), 0.3, blocks=[0, 2], unit="raw")
+    assert torch.equal(logits(model, batch), logits(same, batch))
+
+
+def test_a_name_is_baked_as_it_is_steered() -> None:
+    model, tokenizer = repe.load()
+    batch = tokenizer("Name the trade of Abrin Tolva.", return_tensors="pt")
+    with repe.steer(model, "honesty", 0.5):
+        expected = logits(model, batch)
+    bake(model, "honesty", 0.5)
+    torch.testing.assert_close(logits(model, batch), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("edit", ["add", "ablate"])
@@ -531,8 +550,14 @@ def check_refused(name: str, why: str, how: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "how", "kind", "message"),
     [
-        (("honesty",), {}, TypeError, "expected a ConceptVector, as `repe.extract` returns, or several; got 'honesty'"),
-        ((plan(oracles.vector(), "add", "gap", Options()).at(1, 1),), {}, TypeError, "expected a ConceptVector"),
+        (("honesty",), {}, ValueError, "pass tokenizer="),
+        ((loreft(torch.eye(4), torch.eye(4), torch.zeros(4)),), {"blocks": 0}, TypeError, "a ConceptVector or several"),
+        ((oracles.vector(),), {"scop": "all"}, TypeError, "no option 'scop' .did you mean 'scope'"),
+        ((oracles.vector(),), {"scope": "answer"}, ValueError, "scope='answer': weights do the same at all tokens.*st"),
+        ((oracles.vector(),), {"scope": [0]}, ValueError, r"scope=.0.*: weights do the same at all tokens"),
+        ((oracles.vector(),), {"scope": torch.ones(1, 4) > 0}, ValueError, r"scope=tensor.*: weights do the same"),
+        ((oracles.vector(),), {"gate": Gate(oracles.vector())}, ValueError, r"gate=Gate.*: weights do the .* all rows"),
+        ((oracles.vector(),), {"keep_norm": True}, ValueError, "keep_norm=True: weights do the same"),
         ((oracles.vector(), float("nan")), {}, ValueError, "alpha is one finite number.*got nan"),
         ((oracles.vector(), float("inf")), {}, ValueError, "alpha is one finite number.*got inf"),
         ((oracles.vector(), torch.ones(3)), {}, ValueError, "alpha is one finite number.*same weights; got tensor"),

@@ -263,7 +263,7 @@ def test_a_failure_half_way_takes_off_what_was_put_on(model: Any, vector: Concep
 def test_a_site_that_only_the_last_block_lacks(model: Any, vector: ConceptVector) -> None:
     find_stack(model).blocks[-1].stranger = nn.Linear(1, 1)
     with pytest.raises(ValueError, match="has no site 'mlp'"):
-        repe.steer(model, vector, 1.0, blocks="all", site="mlp")
+        repe.steer(model, vector, 1.0, blocks="all", site="mlp", unit="raw")
     assert bare(model)
 
 
@@ -418,7 +418,7 @@ def test_a_pickle_of_a_steered_model_needs_no_repe(model: Any, batch: dict, tmp_
         "model.train()(input_ids=torch.tensor([[9, 17]])).logits.sum().backward();"
         "assert not any(name.startswith('repe') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "model")], check=True, cwd=tmp_path, timeout=120)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "model")], check=True, cwd=tmp_path)
 
 
 def test_a_removed_handle_lets_go_of_the_model(batch: dict, vector: ConceptVector) -> None:
@@ -472,7 +472,7 @@ def test_two_threads_generate_at_once(model: Any, vector: ConceptVector) -> None
         with repe.steer(model, vector, 3.0, **how):
             expected = [generated(model, prompt, 20) for prompt in prompts]
             found: dict[int, list[int]] = {}
-            both_inside = threading.Barrier(2, timeout=30)
+            both_inside = threading.Barrier(2, timeout=60)
 
             def work(i: int, found: Any = found, meet: Any = both_inside) -> None:
                 def wait(_ids: Any, scores: Tensor) -> Tensor:
@@ -500,12 +500,12 @@ def test_a_forward_that_began_before_the_steering_is_left_as_it_is(
 
     def wait(*_: Any) -> None:
         inside.set()
-        attached.wait(30)
+        assert attached.wait(60)
 
     hook = find_stack(model).blocks[0].register_forward_hook(wait)
     thread = threading.Thread(target=lambda: found.update(logits=logits(model, batch)))
     thread.start()
-    inside.wait(30)
+    assert inside.wait(60)
     handle = repe.steer(model, oracles.vector(site=site), 1.0, blocks=2)
     attached.set()
     thread.join()
@@ -541,12 +541,10 @@ def test_a_gate_decides_by_the_prompt_and_holds(model: Any, vector: ConceptVecto
         counted = mask * (mask.cumsum(1) > 1)
         x = hidden[:, -1] if token == "last" else (hidden * counted).sum(1) / counted.sum(1)
         scores = (x @ condition.read[0] - condition.midpoint[0]) / condition.scale[0]
-        threshold = scores.median().item()
-        is_open = scores > threshold
-        assert 0 < is_open.sum() < 3
+        threshold = scores.sort().values[1:].mean().item()
         for above in (True, False):
-            gate = repe.Gate(condition, threshold + (0 if above else 1e-3), above=above, block=0, token=token)
-            wanted = is_open if above else scores < threshold + 1e-3
+            gate = repe.Gate(condition, threshold, above=above, block=0, token=token)
+            wanted = scores > threshold if above else scores < threshold
             how = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
             with repe.steer(model, vector, wanted.float() * 2):
                 expected = model.generate(**batch, **how)

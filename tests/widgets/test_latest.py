@@ -8,22 +8,30 @@ import pytest
 from repe.widgets.latest import Latest
 
 PAUSE = 0.02
+NEVER = 3600  # a pause that no test sees the end of
+PATIENCE = 60  # seconds, for what takes next to none
 
 
-def until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
+def until(condition):
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.002)
 
 
-def test_of_many_jobs_that_come_at_once_only_the_last_is_done():
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "repe-latest"]
+
+
+def test_of_many_jobs_that_come_within_the_pause_only_the_last_is_done():
     done = []
-    latest = Latest(lambda job, _: done.append(job), pause=0.3)
-    for job in range(20):
+    latest = Latest(lambda job, _: done.append(job), NEVER)
+    for job in range(19):
         latest.ask(job)
-        time.sleep(0.005)
-    assert latest.wait(10)
+    with latest._changed:
+        latest.pause = 0
+        latest.ask(19)
+    assert latest.wait(PATIENCE)
     assert done == [19]
 
 
@@ -38,7 +46,7 @@ def test_a_new_job_stops_the_one_that_runs():
     latest.ask("first")
     until(lambda: latest._job is None)
     latest.ask("last")
-    assert latest.wait(10)
+    assert latest.wait(PATIENCE)
     assert ends == [("first", True), ("last", False)]
 
 
@@ -50,29 +58,32 @@ def test_the_last_job_is_done_whoever_asks_and_whenever():
         for job in range(300):
             latest.ask(job)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
     latest.ask("last")
-    assert latest.wait(10)
+    assert latest.wait(PATIENCE)
     assert done[-1] == "last"
 
 
 def test_there_is_a_thread_only_while_there_is_something_to_do():
-    before = set(threading.enumerate())
-    latest = Latest(lambda job, _: time.sleep(0.02), PAUSE)
-    assert set(threading.enumerate()) == before
+    until(lambda: not threads())
+    go_on = threading.Event()
+    latest = Latest(lambda job, _: go_on.wait(PATIENCE), PAUSE)
+    assert not threads()
     latest.ask(1)
-    assert set(threading.enumerate()) > before
-    assert latest.wait(10)
-    until(lambda: set(threading.enumerate()) == before)
+    assert len(threads()) == 1
+    go_on.set()
+    assert latest.wait(PATIENCE)
+    until(lambda: not threads())
 
 
 @pytest.mark.parametrize("end", ["stop", "close"])
 def test_when_stop_returns_nothing_runs_or_waits(end):
-    before, ran = set(threading.enumerate()), []
+    until(lambda: not threads())
+    ran = []
 
     def run(job, is_stopped):
         ran.append(job)
@@ -84,7 +95,7 @@ def test_when_stop_returns_nothing_runs_or_waits(end):
     until(lambda: ran)
     latest.ask("waits")
     getattr(latest, end)()
-    assert set(threading.enumerate()) == before
+    assert not threads()
     assert ran == ["runs"]
 
 
@@ -100,7 +111,7 @@ def test_after_close_nothing_is_done():
     latest = Latest(lambda job, _: done.append(job), PAUSE)
     latest.close()
     latest.ask(1)
-    assert latest.wait(10)
+    assert latest.wait(PATIENCE)
     assert done == []
 
 
@@ -124,5 +135,5 @@ def test_after_a_job_that_fails_the_next_is_done():
     latest.ask("fails")
     until(lambda: latest.wait(1))
     latest.ask("next")
-    assert latest.wait(10)
+    assert latest.wait(PATIENCE)
     assert done == ["next"]

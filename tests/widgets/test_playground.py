@@ -17,7 +17,7 @@ from repe.widgets.streaming import Side
 from tests import oracles, zoo
 
 SCENE = "How does it go on? Greta brings a saddle to the school."
-SECONDS = 30
+SECONDS = 120  # for what takes one or two
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def opened():
     yield make
     for one in made:
         one.close()
+    until(lambda: not threads())
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def until(condition):
 def begun(one):
     """Starts writing, and returns when some of it is there."""
     one.write()
-    until(lambda: one.sides and len(one.sides[1].pieces) > 3)
+    until(lambda: (sides := one.sides) and len(sides[1].pieces) > 3)
 
 
 def texts(one):
@@ -113,8 +114,9 @@ def test_every_choice_writes_anew_and_none_that_only_shows_does(happy):
 def test_a_slider_that_is_dragged_writes_once(happy):
     written = []
     happy.writer.write = lambda request, show, is_stopped: written.append(request.alphas)
-    for step in range(10):
-        happy.controls.sliders["honesty"].value = step / 10
+    with happy._latest._changed:  # nothing begins meanwhile, however long it takes
+        for step in range(10):
+            happy.controls.sliders["honesty"].value = step / 10
     assert happy.wait(SECONDS)
     assert written == [(0.9, 0.0)]
 
@@ -225,6 +227,34 @@ def test_a_text_that_grows_is_shown_in_whole_words(endless, monkeypatch):
     assert "ings" not in html
     html = widgets._side("steered", Side(pieces, scores, scores, none, none, True), "x", 0, False)
     assert "Greta brings a sad<" in html
+
+
+def test_what_is_done_says_for_which_prompt_and_alphas(happy):
+    happy.controls.prompt.value = 'Is "a" < b?'
+    happy.controls.sliders["happiness"].value = -1.2
+    texts(happy)
+    assert 'repe-done" data-prompt="Is &quot;a&quot; &lt; b?" data-alphas="0 -1.2"' in happy.note.value
+
+
+def test_what_is_chosen_while_a_text_is_drawn_is_what_is_seen(happy, monkeypatch):
+    happy.write()
+    texts(happy)
+    side, drawing, drawn = widgets._side, threading.Event(), threading.Event()
+    slow = threading.Thread(target=happy._draw)
+
+    def drawn_slowly(*what):
+        if threading.current_thread() is slow:
+            drawing.set()
+            drawn.wait(0.2)
+        return side(*what)
+
+    monkeypatch.setattr(widgets, "_side", drawn_slowly)
+    slow.start()
+    assert drawing.wait(SECONDS)
+    happy.controls.concept.value = 1
+    drawn.set()
+    slow.join()
+    assert all("<b>happiness</b>" in panel.value for panel in happy.panels)
 
 
 def test_text_stands_in_the_notebook_as_text():

@@ -341,11 +341,11 @@ def test_who_waits_for_another_can_be_stopped(testbed, happiness):
 
     def hold(sides):
         waiting.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     thread = threading.Thread(target=first.write, args=(Request(SCENE, (1.0,)), hold))
     thread.start()
-    assert waiting.wait(10)
+    assert waiting.wait(60)
     sides = SideBySide(*testbed, [happiness]).write(Request(SCENE, (1.0,)), is_stopped=lambda: True)
     assert [side.pieces for side in sides] == [(), ()]
     go_on.set()
