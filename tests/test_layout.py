@@ -74,7 +74,6 @@ def test_the_table_names_what_exists():
     assert {room_of(module) for module in FILES} == set(ROOMS) | FACES
 
 
-@pytest.mark.xfail(strict=True, reason="types of handles")
 def test_imports_run_in_no_circle():
     without = {module: {module} | drawn_in(path) for module, path in FILES.items()}
     list(TopologicalSorter({module: GRAPH[module] - without[module] for module in FILES}).static_order())
