@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from repe.steering.handle import Steering as Steering
     from repe.steering.handle import detach as detach
     from repe.steering.handle import status as status
-    from repe.steering.handle import steer as steer
     from repe.steering.kinds import loreft as loreft
+    from repe.steering.steer import steer as steer
 
 _HOMES = {
     "Audit": "data.audit",
@@ -54,7 +54,7 @@ _HOMES = {
     "loreft": "steering.kinds",
     "read": "reading.read",
     "status": "steering.handle",
-    "steer": "steering.handle",
+    "steer": "steering.steer",
     "tradeoff": "measuring.tradeoff",
 }
 __all__ = list(_HOMES)

@@ -160,56 +160,6 @@ def _provenance(made: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.replace('_', ' ')}: {made[key]}" for key in said if key in made)
 
 
-def of_steering(handle: Any, gate: Any) -> str:
-    """A row of what the handle does, the gate among it."""
-    facts, state = _facts(handle, gate), "attached" if handle.attached else "removed"
-    return table(f"steering along {_along(handle)}, {state}", [*facts], [[*facts.values()]])
-
-
-def steering_line(handle: Any, gate: Any) -> str:
-    facts = [f"{name}={fact}" for name, fact in _facts(handle, gate).items()]
-    return f"Steering({', '.join([repr(_along(handle)), *facts])}{'' if handle.attached else ', removed'})"
-
-
-def _facts(handle: Any, gate: Any) -> dict[str, str]:
-    """What a handle does, by what it is called in `repe.steer`; what is not set is left out."""
-    plan, scope = handle.plan, handle.scope
-    options = plan.options
-    shape = getattr(scope, "shape", None)
-    facts = {
-        "alpha": _alpha(handle.alpha),
-        "edit": repr(plan.edit),
-        "target": None if options.target is None else f"{options.target:g}",
-        "theta": None if options.theta is None else f"{options.theta:.3g}",
-        "unit": repr(plan.unit) if plan.has_length else None,
-        "keep_norm": "True" if options.keep_norm else None,
-        "site": repr(handle.site),
-        "blocks": str(list(handle.blocks)),
-        "scope": repr(scope) if shape is None else f"mask of {tuple(shape)}",
-        "gate": None if gate is None else _gate(gate),
-    }
-    return {name: fact for name, fact in facts.items() if fact is not None}
-
-
-def _along(handle: Any) -> str:
-    return ", ".join(vector.concept for vector in handle.plan.vectors) or "constants"
-
-
-def _alpha(alpha: Any) -> str:
-    if isinstance(alpha, float):
-        return f"{alpha:g}"
-    return f"{len(alpha)} rows" if len(alpha) > ROWS else f"[{', '.join(f'{one:g}' for one in alpha.tolist())}]"
-
-
-def _gate(decide: Any) -> str:
-    """A `Gate`, of which the handle holds the method that decides, or a function."""
-    gate: Any = getattr(decide, "__self__", None)
-    if not all(hasattr(gate, name) for name in ("vector", "threshold", "above", "at", "token")):
-        return getattr(decide, "__qualname__", type(decide).__name__)
-    sign = ">" if gate.above else "<"
-    return f"Gate({gate.vector.concept!r} {sign} {gate.threshold:g} at block {gate.at}, {gate.token} token)"
-
-
 def _blocks(blocks: Sequence[int]) -> str:
     return f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
 

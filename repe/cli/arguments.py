@@ -264,7 +264,7 @@ def steering(
     model: Any, tokenizer: Any, strengths: Sequence[tuple[str, float]], how: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
     """The model is steered along all these concepts meanwhile; a strength of 0 is none."""
-    from repe.steering.handle import steer
+    from repe.steering.steer import steer
 
     chosen = [(vector_of(model, tokenizer, concept), alpha) for concept, alpha in strengths]  # none of them steered
     with ExitStack() as handles:

@@ -18,9 +18,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from repe.models.blocks import device_of, is_encoder_decoder
 from repe.models.generate import Halt
-from repe.models.tokens import Scope, encode, in_scope, needs_prompt_length
+from repe.models.tokens import encode
 from repe.reading.vector import ConceptVector
-from repe.steering.handle import steer
+from repe.steering.scope import Scope, in_scope, needs_prompt_length
+from repe.steering.steer import steer
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
 

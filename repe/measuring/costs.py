@@ -16,10 +16,11 @@ from repe.measuring.scores import Costs
 from repe.measuring.scoring import check_causal
 from repe.measuring.sweep import BATCH_TOKENS, strengths_of
 from repe.models.blocks import find_stack
-from repe.models.tokens import Text, encode, needs_prompt_length
+from repe.models.tokens import Text, encode
 from repe.reading.capture import evaluating, recording
 from repe.reading.trees import dtype_of
-from repe.steering.handle import steer
+from repe.steering.scope import needs_prompt_length
+from repe.steering.steer import steer
 
 
 def costs(

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from repe.models.blocks import device_of, hidden_of, with_hidden
 from repe.models.call import Forward
-from repe.models.hooks import Hook
-from repe.models.tokens import check_inside, in_scope, needs_prompt_length, pad
-from repe.models.tracking import tracker_of, trackers_of
+from repe.models.tokens import pad
+from repe.models.tracking import Hook, tracker_of, trackers_of
 from repe.reading.capture import EnoughError
 from repe.reading.trees import Tree, cost_of, dtype_of, inputs, limit_for, obstacle, plant
 from repe.steering.handle import Steering
+from repe.steering.scope import check_inside, in_scope, needs_prompt_length
 
 MOST_LOGITS = 2**27  # numbers at once, half a GiB in float32; a single text or tree may take more
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -310,7 +310,9 @@ def _forward(given: dict[str, Any], copies: int) -> Forward:
     rows, width = copies * len(ids), ids.shape[1]
     positions = repeat(given["position_ids"], "rows columns -> (rows copies) columns", copies=copies)
     slots = torch.arange(width, device=ids.device)
-    return Forward(rows, width, rows, slots, positions, None, None, True, True, True)
+    return Forward(
+        rows=rows, tokens=width, texts=rows, slots=slots, positions=positions, starts_prompt=True, ends_prompt=True
+    )
 
 
 def _repeated(given: dict[str, Any], copies: int) -> dict[str, Any]:

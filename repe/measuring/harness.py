@@ -35,7 +35,8 @@ from repe.measuring.write import numbers_of
 from repe.models.blocks import device_of
 from repe.models.tokens import pad
 from repe.reading.capture import evaluating
-from repe.steering.handle import Steering, steer
+from repe.steering.handle import Steering
+from repe.steering.steer import steer
 
 Task = str | Mapping[str, Any]
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from repe.models.fingerprint import digest, fingerprint
 from repe.reading.capture import evaluating
 from repe.reading.trees import dtype_of
 from repe.reading.vector import ConceptVector
+from repe.steering.edit import Edit
 from repe.steering.gate import Gate
-from repe.steering.handle import Steering, status, steer
-from repe.steering.kinds import Plan
+from repe.steering.handle import Steering, status
+from repe.steering.steer import steer
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,8 @@ def sweeps(
         plans = _plans(handle, others)
         record = Record()
         if resume is not None:
-            record = Record.open(resume, _key(model, handle, plans, how.get("gate"), spans, strengths))
-            handle._strength.touched = bool(record.kept)  # what is on record was edited when it was measured
+            record = Record.open(resume, _key(model, handle, plans, spans, strengths))
+            handle._touched = bool(record.kept)  # what is on record was edited when it was measured
         fan = Fanout(model, handle, obstacle, batch_tokens)
         scores = trusted(
             fan, spans, len(strengths), lambda fan, b: _scored(fan, b, spans, strengths, plans, record, progress)
@@ -146,14 +147,9 @@ def _spans(tokenizer: Any, tasks: Mapping[str, Sequence[Item]]) -> list[Span]:
     return [Span((*item.prompt, *option), len(item.prompt)) for item in encoded for option in item.options]
 
 
-def _plans(handle: Steering, others: Sequence[ConceptVector]) -> list[Plan]:
+def _plans(handle: Steering, others: Sequence[ConceptVector]) -> list[Edit]:
     """What is done along the concept, and the same along every other vector."""
-    plan = handle.plan
-    if others and len(plan.vectors) != 1:
-        raise ValueError(f"others stand in for one concept vector, and this edit has {len(plan.vectors)}")
-    for other in others:
-        handle.vector.check_alike(other)
-    return [plan, *(replace(plan, vectors=(other,)) for other in others)]
+    return [handle.edit, *(handle.edit.along(other) for other in others)]
 
 
 # scoring
@@ -164,7 +160,7 @@ def _scored(
     batches: Sequence[Batch],
     spans: Sequence[Span],
     alphas: Tensor,
-    plans: Sequence[Plan],
+    plans: Sequence[Edit],
     record: Record,
     progress: bool,
 ) -> Tensor:
@@ -303,27 +299,19 @@ class Record:
             raise ValueError(f"{self.path}, line {number}: not the scores of a batch. Delete the file") from error
 
 
-def _key(
-    model: nn.Module, handle: Steering, plans: Sequence[Plan], gate: Gate | None, spans: Sequence[Span], alphas: Tensor
-) -> str:
+def _key(model: nn.Module, handle: Steering, plans: Sequence[Edit], spans: Sequence[Span], alphas: Tensor) -> str:
     """A few digits that change with anything that changes the scores."""
     beside = [other for other in status(model) if other is not handle]
     return digest(
         {
             "model": fingerprint(model),
             "dtype": str(dtype_of(handle.stack.module)),
-            "edits": [_edit(handle, plan) for plan in plans],
-            "gate": _plain(gate),
-            "beside": [[_plain(other.alpha), _edit(other, other.plan)] for other in beside],
+            "edits": [[plan.key(), handle.blocks] for plan in plans],
+            "beside": [[_plain(other.alpha), other.edit.key(), other.blocks] for other in beside],
             "texts": [(span.ids, span.start) for span in spans],
             "alphas": alphas.tolist(),
         }
     )
-
-
-def _edit(handle: Steering, plan: Plan) -> list[Any]:
-    constants = [_plain(plan.at(block, len(handle.blocks))) for block in handle.blocks]
-    return [handle.site, handle.blocks, _plain(handle.scope), constants]
 
 
 def _plain(value: Any) -> Any:

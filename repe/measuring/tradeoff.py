@@ -26,7 +26,8 @@ from repe.models.tokens import Text
 from repe.reading.extract import name_of
 from repe.reading.store import resolve
 from repe.reading.vector import ConceptVector
-from repe.steering.handle import Steering, steer
+from repe.steering.handle import Steering
+from repe.steering.steer import steer
 
 ALPHAS = tuple(float(a) for a in np.linspace(-4, 4, 33))
 CONTROLS = 20
@@ -135,8 +136,8 @@ def _others(
         ValueError: there cannot be any, and some were asked for.
     """
     why_not = ""
-    if not handle.plan.has_length:
-        why_not = f"the edit {handle.plan.edit!r} has no length that a random direction could share"
+    if not handle.edit.has_length:
+        why_not = f"the edit {handle.edit.kind!r} has no length that a random direction could share"
     elif "helpfulness" not in tasks:
         why_not = "`helpfulness` was measured elsewhere, where they were not steered along"
     if controls is not None and (controls < 0 or (controls and why_not)):
@@ -213,8 +214,8 @@ def _provenance(
         "model": name_of(model),
         "fingerprint": fingerprint(model),
         "vector": {key: vector.provenance.get(key) for key in ("reader", "pairs", "held_out_pairs", "pairs_digest")},
-        "edit": handle.plan.edit,
-        "unit": handle.plan.unit,
+        "edit": handle.edit.kind,
+        "unit": handle.edit.unit,
         "site": handle.site,
         "blocks": list(handle.blocks),
         "scope": repr(handle.scope),

@@ -30,7 +30,8 @@ from repe.models.generate import generate
 from repe.models.tokens import Text, encode
 from repe.reading.capture import evaluating
 from repe.reading.store import resolve
-from repe.steering.handle import status, steer
+from repe.steering.handle import status
+from repe.steering.steer import steer
 
 Judge = Callable[[Any, str], float]
 Place = tuple[float, int]  # a strength, and the number of a prompt

@@ -43,13 +43,7 @@ class Stack:
 
         Raises IndexError for a block that does not exist or if no block is named, TypeError for anything else.
         """
-        chosen: Any = slice(None) if isinstance(blocks, str) and blocks == "all" else blocks
-        if isinstance(chosen, slice):
-            chosen = range(self.n_blocks)[chosen]
-        numbers = tuple(sorted({self._number(block) for block in _items(chosen)}))
-        if not numbers:
-            raise IndexError(f"blocks={blocks!r} names none of this model's {self.n_blocks} blocks: name at least one.")
-        return numbers
+        return block_numbers(blocks, self.n_blocks)
 
     def site(self, site: str, block: int) -> nn.Module:
         """The module whose output is the site: (batch, tokens, d_model), bare or as the first element of a tuple.
@@ -63,19 +57,8 @@ class Stack:
             raise ValueError(f"site={site!r} does not exist: choose one of {', '.join(map(repr, SITES))}.")
         if site == "embedding":
             return _embedding(self.module)
-        number = self._number(block)
+        number = _number(block, self.n_blocks)
         return self.blocks[number] if site == "block" else _added(self.blocks[number], site, self.names[number])
-
-    def _number(self, block: Any) -> int:
-        if not _is_integer(block):
-            raise TypeError(f'Blocks are an int, ints, a slice or "all", not {block!r} of type {type(block).__name__}.')
-        number = operator.index(block)
-        if not -self.n_blocks <= number < self.n_blocks:
-            raise IndexError(
-                f"Block {number} does not exist: this model has {self.n_blocks} blocks. "
-                f"Use 0 to {self.n_blocks - 1}, or -1 to -{self.n_blocks} to count from the end."
-            )
-        return number % self.n_blocks
 
 
 def find_stack(model: nn.Module, stack: str = "decoder", blocks_at: str | None = None) -> Stack:
@@ -131,6 +114,29 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
     if isinstance(output, OrderedDict):
         return type(output)(**{**output, next(iter(output)): hidden})
     return getattr(output, "_make", type(output))((hidden, *output[1:]))  # a namedtuple takes its elements one by one
+
+
+def block_numbers(blocks: int | Iterable[int] | slice | str, n_blocks: int) -> tuple[int, ...]:
+    """Block numbers, sorted and each once: see `Stack.indices`."""
+    chosen: Any = slice(None) if isinstance(blocks, str) and blocks == "all" else blocks
+    if isinstance(chosen, slice):
+        chosen = range(n_blocks)[chosen]
+    numbers = tuple(sorted({_number(block, n_blocks) for block in _items(chosen)}))
+    if not numbers:
+        raise IndexError(f"blocks={blocks!r} names none of this model's {n_blocks} blocks: name at least one.")
+    return numbers
+
+
+def _number(block: Any, n_blocks: int) -> int:
+    if not _is_integer(block):
+        raise TypeError(f'Blocks are an int, ints, a slice or "all", not {block!r} of type {type(block).__name__}.')
+    number = operator.index(block)
+    if not -n_blocks <= number < n_blocks:
+        raise IndexError(
+            f"Block {number} does not exist: this model has {n_blocks} blocks. "
+            f"Use 0 to {n_blocks - 1}, or -1 to -{n_blocks} to count from the end."
+        )
+    return number % n_blocks
 
 
 def _items(blocks: Any) -> Iterable[Any]:

@@ -108,7 +108,7 @@ class Generation:
         return self.main_was_last
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Forward:
     """The tokens of one forward pass through a stack.
 
@@ -119,14 +119,17 @@ class Forward:
         positions: (rows or 1, tokens), the places in the text.
         valid: (rows or 1, tokens), false at padding; None if nothing is padding.
         prompt_length: (rows or 1, 1), the prompt's tokens without padding; None where nobody can tell.
+        is_told: the prompt's length is what the caller said, and not what the arguments tell.
         starts_prompt: the cache is empty.
         may_hold_prompt: some of the tokens may belong to the prompt (of the main stream).
         ends_prompt: once it has run, all of the prompt was seen, as far as the call tells.
-        latest: the serial of the latest handle that was attached when it began.
         unplaced: why nobody can tell where in the text the tokens stand; "" where it is known.
         cache: what holds the keys and values of earlier tokens.
         generation: the call of `generate` that it is part of.
-        memo: what is worked out once a forward and used at many blocks.
+        latest: the serial of the latest handle that was attached when it began.
+        strengths: how strongly every token is edited, by a handle's serial and a device, worked out once a forward; and
+            whether it is known that no token's is 0.
+        uniform: the handles, by serial, that edit every token alike, each with the version of its edit.
     """
 
     rows: int
@@ -134,16 +137,18 @@ class Forward:
     texts: int
     slots: Tensor
     positions: Tensor
-    valid: Tensor | None
-    prompt_length: Tensor | None
-    starts_prompt: bool
-    may_hold_prompt: bool
-    ends_prompt: bool
+    valid: Tensor | None = None
+    prompt_length: Tensor | None = None
+    is_told: bool = False
+    starts_prompt: bool = False
+    may_hold_prompt: bool = True
+    ends_prompt: bool = False
     unplaced: str = ""
-    latest: int = 0
     cache: Any = None
     generation: Generation | None = None
-    memo: dict[Any, Any] = field(default_factory=dict)
+    latest: int = 0
+    strengths: dict[tuple[int, torch.device], tuple[Tensor, bool]] = field(default_factory=dict)
+    uniform: dict[int, int] = field(default_factory=dict)
 
     @property
     def is_past_prompt(self) -> bool:
@@ -194,8 +199,13 @@ def _inferred_padding(ids: Tensor, given: Mapping[str, Any], model: Any) -> Tens
 # one forward
 
 
-def forward_of(inputs: Mapping[str, Any], generation: Generation | None) -> Forward:
+def forward_of(inputs: Mapping[str, Any], generation: Generation | None, told: Tensor | None = None) -> Forward:
     """The tokens that the arguments of a stack's forward describe, inside or outside of a generation.
+
+    Args:
+        inputs: the arguments, by name.
+        generation: the call of `generate` that the forward is part of.
+        told: (rows or 1, 1), the prompts' lengths as the caller says them, for a forward outside of a generation.
 
     Raises:
         ValueError: rows that hold several texts, or no tokens at all.
@@ -215,17 +225,37 @@ def forward_of(inputs: Mapping[str, Any], generation: Generation | None) -> Forw
     if past is None:
         unplaced = "the cache holds a state and does not count its tokens: pass the attention_mask of all tokens so far"
         valid = _own(given, slots) if mask is None else mask
-        return Forward(rows, width, rows, slots, slots[None], valid, None, False, True, False, unplaced, cache=cache)
+        return _told(
+            Forward(
+                rows=rows, tokens=width, texts=rows, slots=slots, positions=slots[None], valid=valid,
+                unplaced=unplaced, cache=cache, generation=generation,
+            ),
+            told,
+        )  # fmt: skip
     slots = slots + past
     if generation is None:
-        return _bare(rows, slots, given, past, cache)
+        return _told(_bare(rows, slots, given, past, cache), told)
     return _within(generation, rows, slots, given, past, cache)
+
+
+def _told(forward: Forward, told: Tensor | None) -> Forward:
+    """The forward with what the caller says of its prompts.
+
+    Raises:
+        ValueError: that is of other rows than the batch has.
+    """
+    if told is None or forward.generation is not None:
+        return forward
+    if told.shape[0] not in (1, forward.rows):
+        raise ValueError(f"prompt_length has {told.shape[0]} rows, and the batch {forward.rows}")
+    forward.prompt_length, forward.is_told = told.to(forward.slots.device), True
+    return forward
 
 
 def _bare(rows: int, slots: Tensor, given: Any, past: Any, cache: Any) -> Forward:
     """A forward outside `generate`: on an empty cache it is all prompt, on a filled one nobody can tell."""
     tokens, starts = slots.shape[0], _is_zero(past)
-    mask, unplaced, length = given, "", None
+    mask, length = given, None
     if given is not None and (not isinstance(given, Tensor) or given.ndim != 2):
         mask = _own(given, slots)
         if mask is None:
@@ -236,8 +266,9 @@ def _bare(rows: int, slots: Tensor, given: Any, past: Any, cache: Any) -> Forwar
         if not starts:
             unplaced = "an attention_mask of more than two dimensions does not tell what of the cache is padding"
             return Forward(
-                rows, tokens, rows, slots, slots[None], mask, None, False, True, False, unplaced, cache=cache
-            )
+                rows=rows, tokens=tokens, texts=rows, slots=slots, positions=slots[None], valid=mask,
+                unplaced=unplaced, cache=cache,
+            )  # fmt: skip
     if mask is not None and isinstance(past, int) and mask.shape[1] < past + tokens:
         raise ValueError(
             f"the attention_mask has {mask.shape[1]} columns, and {past} cached and {tokens} new tokens need "
@@ -246,7 +277,10 @@ def _bare(rows: int, slots: Tensor, given: Any, past: Any, cache: Any) -> Forwar
     positions, valid = positions_at(slots, mask)
     if starts:
         length = slots.new_full((1, 1), tokens) if mask is None else mask[:, :tokens].bool().sum(1, keepdim=True)
-    return Forward(rows, tokens, rows, slots, positions, valid, length, starts, True, starts, cache=cache)
+    return Forward(
+        rows=rows, tokens=tokens, texts=rows, slots=slots, positions=positions, valid=valid, prompt_length=length,
+        starts_prompt=starts, ends_prompt=starts, cache=cache,
+    )  # fmt: skip
 
 
 def _within(generation: Generation, rows: int, slots: Tensor, given: Any, past: Any, cache: Any) -> Forward:
@@ -280,11 +314,19 @@ def _within(generation: Generation, rows: int, slots: Tensor, given: Any, past: 
     else:
         length = generation.whole_width(slots) if is_main else slots.new_full((1, 1), width)
     return Forward(
-        rows, tokens, rows if generation.texts is None else generation.texts,
-        slots - generation.virtual if generation.virtual else slots, positions, valid, length,
-        isinstance(before, int) and before == 0, may_hold_prompt and is_main, ends_prompt and is_main,
-        cache=cache, generation=generation,
-    )  # fmt: skip
+        rows=rows,
+        tokens=tokens,
+        texts=rows if generation.texts is None else generation.texts,
+        slots=slots - generation.virtual if generation.virtual else slots,
+        positions=positions,
+        valid=valid,
+        prompt_length=length,
+        starts_prompt=isinstance(before, int) and before == 0,
+        may_hold_prompt=may_hold_prompt and is_main,
+        ends_prompt=ends_prompt and is_main,
+        cache=cache,
+        generation=generation,
+    )
 
 
 def _past(cache: Any, mask: Tensor | None, width: int, generation: Generation | None) -> Any:

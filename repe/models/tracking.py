@@ -1,7 +1,12 @@
-"""Tracking calls: which forward is under way in a stack, in every thread, and inside which call of `generate`.
+"""Tracking: hooks on and off, which forward is under way in every thread, and inside which call of `generate`.
 
 One tracker watches a stack while anything is attached to it: two hooks on the stack's module, and a shim on `generate`.
 There is no registry of ours: what a model carries is found by looking at its hooks.
+
+Every trick with torch and the interpreter stands in this file: hooks that are pickled as nothing, patches that make
+compiled code look again, checkpoints that are replayed, frames that tell whether a module is running, and a `generate`
+of the instance's own. A pickled or copied model is steered by nothing: its hooks have become inert, and what else
+stands on the copy (a `forward` and a `generate` of its own) is what its class has.
 """
 
 from __future__ import annotations
@@ -11,21 +16,76 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repe.models.blocks import Stack
 from repe.models.call import Forward, Generation, forward_of, generation_of
-from repe.models.hooks import Hook, mark, unmark
+
+CHECKPOINTING = "_gradient_checkpointing_func"  # where transformers keeps a block's checkpointing function
+
+
+# hooks
+
+
+class Hook:
+    """A forward hook that is pickled and copied as one that does nothing and needs no `repe` to be loaded.
+
+    A hook cannot leave the dictionary it is copied with, so it becomes a method of the standard library that takes any
+    arguments and returns None.
+    """
+
+    def __call__(self, *call: Any) -> Any:
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
+def put(module: nn.Module, hook: Hook) -> Callable[[], None]:
+    """Put a forward hook on a module, so that code compiled before is compiled anew; return what takes it off."""
+    registered = module.register_forward_hook(hook)
+    mark(module)
+
+    def take_off() -> None:
+        registered.remove()
+        unmark(module)
+
+    return take_off
+
+
+def mark(module: nn.Module) -> None:
+    """Let code that was compiled before the hooks on a module came be compiled anew, once.
+
+    Compiled code does not look at hooks again: dynamo guards on whether a module's `forward` was patched. A patch that
+    changes nothing is enough, and taking it off brings the old code back.
+    """
+    if "forward" not in module.__dict__:
+        module.forward = types.MethodType(type(module).forward, module)
+
+
+def unmark(module: nn.Module) -> None:
+    patch = module.__dict__.get("forward")
+    hooked = any(
+        isinstance(h, Hook) for hooks in (module._forward_hooks, module._forward_pre_hooks) for h in hooks.values()
+    )
+    if not hooked and getattr(patch, "__func__", None) is type(module).forward:
+        del module.forward
+
+
+# calls
 
 
 class User(Protocol):
     """Who wants to know of the calls."""
+
+    prompt_length: int | Tensor | None
+    """Where the prompts of forwards outside of `generate` end, in tokens that are not padding, if it was told."""
 
     @property
     def stamp(self) -> Any:
@@ -54,12 +114,18 @@ class CallTracker:
         self.compiled_forward: Forward | None = None
         self.cached_under: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
         self.undo: list[Callable[[], None]] = []
+        self.prompts: Tensor | None = None
         self.latest = 0
 
     def issue(self) -> int:
         """A number that no handle had before."""
         self.latest += 1
         return self.latest
+
+    def hear_of_prompts(self) -> None:
+        """Take where prompts end from the latest user that was told."""
+        told = [user.prompt_length for user in self.users if user.prompt_length is not None]
+        self.prompts = torch.as_tensor(told[-1]).reshape(-1, 1) if told else None
 
     def version_in(self, cache: Any, serial: int) -> int | None:
         """Under which version of a handle a cache came to hold what it holds, if it did."""
@@ -78,10 +144,10 @@ class CallTracker:
 
     def begin(self, inputs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
-            self.compiled_forward = forward_of(inputs, self.compiled_generation)
+            self.compiled_forward = forward_of(inputs, self.compiled_generation, self.prompts)
             return
         thread = threading.get_ident()
-        forward = self.told.get(thread) or forward_of(inputs, self.generations.get(thread))
+        forward = self.told.get(thread) or forward_of(inputs, self.generations.get(thread), self.prompts)
         forward.latest = self.latest
         self.forwards[thread] = self.compiled_forward = forward
         for user in self.users:
@@ -141,25 +207,6 @@ class CallTracker:
                 self.generations[thread] = outer
 
 
-def _can_be_watched(cache: Any) -> bool:
-    """Whether a cache can be referred to without being kept alive, as tuples cannot."""
-    try:
-        ref(cache)
-    except TypeError:
-        return False
-    return type(cache).__hash__ is not None
-
-
-def is_running(module: nn.Module) -> bool:
-    """Whether this thread is inside of a call of the module. It looks at every frame: not for the hot path."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_argcount and frame.f_locals.get(frame.f_code.co_varnames[0]) is module:
-            return True
-        frame = frame.f_back
-    return False
-
-
 class Before(Hook):
     """Stands before a stack's forward."""
 
@@ -206,7 +253,7 @@ class GenerateShim:
             self.model.generate = self.replaced
 
 
-def new_tracker(model: nn.Module, stack: Stack, watch_generate: bool) -> CallTracker:
+def _new_tracker(model: nn.Module, stack: Stack, watch_generate: bool) -> CallTracker:
     module, tracker = stack.module, CallTracker(stack.module)
     generator = _generator(model, stack) if watch_generate else None
     before = module.register_forward_pre_hook(Before(tracker), with_kwargs=True)
@@ -229,8 +276,130 @@ def trackers_of(model: nn.Module) -> list[CallTracker]:
     return [tracker for module in model.modules() if (tracker := tracker_of(module)) is not None]
 
 
+@contextmanager
+def prompts_end(model: nn.Module, lengths: Tensor) -> Iterator[None]:
+    """Say where the prompts of forwards outside of `generate` end, to all that is attached to a model.
+
+    Args:
+        lengths: (rows,), each row's tokens up to where its answer begins, padding left out.
+    """
+    trackers = trackers_of(model)
+    before = [tracker.prompts for tracker in trackers]
+    for tracker in trackers:
+        tracker.prompts = lengths.reshape(-1, 1)
+    try:
+        yield
+    finally:
+        for tracker, prompts in zip(trackers, before, strict=True):
+            tracker.prompts = prompts
+
+
 def _generator(model: nn.Module, stack: Stack) -> Any:
     """The innermost module around the stack whose `generate` runs it."""
     parts = stack.name.split(".") if stack.name else []
     around = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts) + 1)]
     return next((m for m in reversed(around) if callable(getattr(type(m), "generate", None))), None)
+
+
+def is_running(module: nn.Module) -> bool:
+    """Whether this thread is inside of a call of the module. It looks at every frame: not for the hot path."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_argcount and frame.f_locals.get(frame.f_code.co_varnames[0]) is module:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _can_be_watched(cache: Any) -> bool:
+    """Whether a cache can be referred to without being kept alive, as tuples cannot."""
+    try:
+        ref(cache)
+    except TypeError:
+        return False
+    return type(cache).__hash__ is not None
+
+
+# replays
+
+
+class Checkpoint:
+    """Stands in for a block's checkpointing function: what is replayed for a gradient is edited as it was at first.
+
+    A block's own hooks stay outside of a checkpoint. Those on its parts run again with it, with no forward under way.
+    """
+
+    def __init__(self, checkpoint: Callable[..., Any], tracker: CallTracker) -> None:
+        self.checkpoint, self.tracker = checkpoint, tracker
+
+    def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        tracker, forward, stamps = self.tracker, self.tracker.forward, self.tracker.stamps()
+
+        def run_in_forward(*args: Any) -> Any:
+            if tracker.forward is not None or forward is None:
+                return run(*args)
+            if tracker.stamps() != stamps:
+                raise RuntimeError(
+                    "steering was removed or changed between a forward and its backward, and gradient checkpointing "
+                    "runs the steered parts of the blocks again: change it after the backward, or use site='block'"
+                )
+            with tracker.replaying(forward):
+                return run(*args)
+
+        return self.checkpoint(run_in_forward, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (self.checkpoint,)
+
+
+class BeforeBlock(Hook):
+    """Stands before a block whose parts are edited, and minds that they are when they are replayed."""
+
+    def __init__(self, tracker: CallTracker) -> None:
+        self.tracker = tracker
+
+    def __call__(self, module: Any, args: Any) -> None:
+        checkpoint = getattr(module, CHECKPOINTING, None)
+        if checkpoint is not None and not isinstance(checkpoint, Checkpoint) and not torch.compiler.is_compiling():
+            setattr(module, CHECKPOINTING, Checkpoint(checkpoint, self.tracker))
+
+
+def watch_replays(block: nn.Module, tracker: CallTracker) -> Callable[[], None]:
+    """Minds the checkpoints of a block; returns what ends it."""
+    registered = block.register_forward_pre_hook(BeforeBlock(tracker))
+
+    def take_off() -> None:
+        registered.remove()
+        checkpoint = getattr(block, CHECKPOINTING, None)
+        if isinstance(checkpoint, Checkpoint):
+            setattr(block, CHECKPOINTING, checkpoint.checkpoint)
+
+    return take_off
+
+
+# all of it, on and off
+
+
+class Attachment:
+    """The hooks of one handle on one model. `remove` takes off all of them, and nothing else."""
+
+    def __init__(self, model: nn.Module, stack: Stack, user: User, watch_generate: bool) -> None:
+        self.user = user
+        self.undo: list[Callable[[], None]] = []
+        self.tracker = tracker_of(stack.module) or _new_tracker(model, stack, watch_generate)
+        self.tracker.users.append(user)
+        self.tracker.hear_of_prompts()
+
+    def hook(self, module: nn.Module, hook: Hook) -> None:
+        self.undo.append(put(module, hook))
+
+    def watch_replays(self, block: nn.Module) -> None:
+        self.undo.append(watch_replays(block, self.tracker))
+
+    def remove(self) -> None:
+        for step in self.undo:
+            step()
+        self.tracker.users.remove(self.user)
+        self.tracker.hear_of_prompts()
+        if not self.tracker.users:
+            self.tracker.remove()

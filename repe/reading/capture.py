@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repe.models.blocks import device_of, find_stack, hidden_of, is_encoder_decoder
-from repe.models.hooks import Hook, put
 from repe.models.tokens import Text, encode, pad
+from repe.models.tracking import Hook, put
 from repe.reading.trees import (
     Tree,
     attached,

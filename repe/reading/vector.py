@@ -6,11 +6,14 @@ safetensors with a JSON header, never pickles. The file knows nothing of models.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +29,7 @@ from repe import display as showing
 PER_DIRECTION = ("write", "read", "center")
 PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
 TENSORS = PER_DIRECTION + PER_BLOCK
+STEERED_BY = ("write", "read", "center", "scale", "sigma", "norm")
 MAY_BE_UNKNOWN = ("sigma", "accuracy", "separation")
 ROUNDING = 1e-6  # relative: what is left of a float32 direction once it has been taken away from itself
 NORMALISED = 1e-3  # how far `|write|` and `read . write` may be from 1
@@ -246,17 +250,39 @@ class ConceptVector:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a safetensors file, whole or not at all, and returns its path."""
         path = Path(path)
-        header = {name: getattr(self, name) for name in ("concept", "site", "stack")}
-        header |= {"blocks": list(self.blocks), "recommended": list(self.recommended)}
-        header |= {"provenance": dict(self.provenance), "format": FORMAT}
         # a copy of each, as safetensors refuses tensors that share memory
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / "draft"
-            draft.write_bytes(save(tensors, metadata={"repe": json.dumps(header)}))
+            draft.write_bytes(save(tensors, metadata={"repe": json.dumps(self._header)}))
             os.replace(draft, path)
         return path
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data that `from_json` makes the vector of again."""
+        return self._header | {name: tensor_to_json(getattr(self, name)) for name in TENSORS}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ConceptVector:
+        """The vector of what `to_json` gave. Raises ValueError or KeyError for anything else."""
+        header = _checked_header(json.dumps({k: v for k, v in data.items() if k not in TENSORS}))
+        tensors: dict[str, Any] = {name: tensor_from_json(data[name]) for name in TENSORS}
+        return cls(**header, **tensors)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change with anything that steering along the vector depends on."""
+        told = hashlib.sha256(repr((self.blocks, self.recommended, self.site, self.stack)).encode())
+        for name in STEERED_BY:
+            told.update(getattr(self, name).contiguous().numpy().tobytes())
+        return told.hexdigest()[:16]
+
+    @property
+    def _header(self) -> dict[str, Any]:
+        header = {name: getattr(self, name) for name in ("concept", "site", "stack")}
+        header |= {"blocks": list(self.blocks), "recommended": list(self.recommended)}
+        return header | {"provenance": dict(self.provenance), "format": FORMAT}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ConceptVector:
@@ -276,6 +302,17 @@ class ConceptVector:
             raise ValueError(
                 f"{path} is not a whole concept vector: {error}. Delete the file and extract it anew"
             ) from error
+
+
+def tensor_to_json(tensor: Tensor) -> dict[str, Any]:
+    """A float32 tensor as plain JSON data."""
+    raw = tensor.detach().float().cpu().contiguous().numpy().tobytes()
+    return {"shape": list(tensor.shape), "float32": base64.b64encode(raw).decode()}
+
+
+def tensor_from_json(data: Mapping[str, Any]) -> Tensor:
+    raw = bytearray(base64.b64decode(data["float32"]))
+    return torch.frombuffer(raw, dtype=torch.float32).reshape(data["shape"]) if raw else torch.empty(data["shape"])
 
 
 def _checked_header(text: str | None) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from repe.models.tracking import trackers_of
 from repe.ops import Coefficients, reference
 from repe.reading.store import warn_if_foreign
 from repe.reading.vector import ConceptVector
-from repe.steering import kinds as edits
+from repe.steering.edit import Edit, Placement
+from repe.steering.kinds import KINDS
 from repe.steering.precision import Precision
 
 INSTEAD = "steer with hooks instead, repe.steer"
@@ -84,17 +85,16 @@ def bake(
 
     Source: Arditi et al. (arXiv 2406.11717) for the orthogonalised weights.
     """
-    plan, strength = _plan(vector, alpha, edit, unit, site), float(alpha)
+    asked, strength = _edit(vector, alpha, edit, unit, site, blocks), float(alpha)
     model = getattr(model, "_orig_mod", model)
-    stack = find_stack(model, plan.stack, blocks_at)
+    stack = find_stack(model, asked.stack, blocks_at)
     _check_bakeable(model)
-    plan.check_fits(stack.d_model, stack.n_blocks)
-    numbers = stack.indices(list(plan.recommended) if isinstance(blocks, str) and blocks == "auto" else blocks)
-    for each in plan.vectors:
+    placement = asked.on(stack)
+    for each in asked.vectors:
         warn_if_foreign(model, each)
     with torch.inference_mode(False), torch.no_grad():
-        swaps = (_add if edit == "add" else _ablate)(model, stack, plan, numbers, strength)
-        return Baked(model, plan, strength, numbers, swaps if strength else [])
+        swaps = (_add if edit == "add" else _ablate)(model, stack, placement, strength)
+        return Baked(model, asked, strength, placement.blocks, swaps if strength else [])
 
 
 class Baked:
@@ -104,12 +104,12 @@ class Baked:
 
     Attributes:
         model: the model.
-        plan, alpha, blocks: what was folded in, and where.
+        edit, alpha, blocks: what was folded in, and where.
         changed: the names of the parameters and settings that are others now.
     """
 
-    def __init__(self, model: nn.Module, plan: edits.Plan, alpha: float, blocks: tuple[int, ...], swaps: list) -> None:
-        self.model, self.plan, self.alpha, self.blocks = model, plan, alpha, blocks
+    def __init__(self, model: nn.Module, edit: Edit, alpha: float, blocks: tuple[int, ...], swaps: list) -> None:
+        self.model, self.edit, self.alpha, self.blocks = model, edit, alpha, blocks
         self.changed = tuple(dict.fromkeys(swap.label for swap in swaps))
         self._swaps, self._undone = swaps, False
         _put([(swap.owner, swap.name, swap.latter) for swap in swaps])
@@ -137,10 +137,10 @@ class Baked:
         self.undo()
 
     def __repr__(self) -> str:
-        what = ", ".join(v.concept for v in self.plan.vectors)
-        unit = f"unit={self.plan.unit!r}, " if self.plan.has_length else ""
+        what = self.edit.name
+        unit = f"unit={self.edit.unit!r}, " if self.edit.has_length else ""
         return (
-            f"Baked({what!r}, alpha={self.alpha:g}, edit={self.plan.edit!r}, {unit}"
+            f"Baked({what!r}, alpha={self.alpha:g}, edit={self.edit.kind!r}, {unit}"
             f"blocks={list(self.blocks)}{', undone' if self._undone else ''})"
         )
 
@@ -182,18 +182,18 @@ def _put(values: Sequence[tuple[Any, str, Any]]) -> None:
         raise
 
 
-def _plan(vector: Any, alpha: Any, edit: str, unit: str, site: str | None) -> edits.Plan:
+def _edit(vector: Any, alpha: Any, edit: str, unit: str, site: str | None, blocks: Any) -> Edit:
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
         raise ValueError(f"alpha is one finite number, as all rows have the same weights; got {alpha!r:.200}")
     if isinstance(vector, str | Coefficients):
         raise TypeError(f"expected a ConceptVector, as `repe.extract` returns, or several; got {vector!r:.200}")
-    plan = edits.plan(vector, edit, unit, edits.Options())
-    if edit not in ("add", "ablate"):
+    if edit in KINDS and edit not in ("add", "ablate"):
         raise ValueError(f"edit={edit!r} is no change of weights, as 'add' and 'ablate' are: {INSTEAD}")
-    asked = site or (plan.site if edit == "add" else "block")
-    if asked != "block":
-        raise ValueError(f"site={asked!r}: 'add' is baked at the site 'block' alone, 'ablate' everywhere. Or {INSTEAD}")
-    return plan
+    asked = Edit.of(vector, edit=edit, unit=unit, blocks=blocks)
+    where = site or (asked.site if edit == "add" else "block")
+    if where != "block":
+        raise ValueError(f"site={where!r}: 'add' is baked at the site 'block' alone, 'ablate' everywhere. Or {INSTEAD}")
+    return asked
 
 
 def _check_bakeable(model: nn.Module) -> None:
@@ -295,15 +295,15 @@ def _with_weights(module: nn.Module) -> dict[str, Any]:
     return {name: child for name, child in module.named_children() if any(True for _ in child.parameters())}
 
 
-def _add(model: nn.Module, stack: Stack, plan: edits.Plan, numbers: Sequence[int], strength: float) -> list[Swap]:
-    choices = {number: _biases(model, stack, number) for number in numbers}
+def _add(model: nn.Module, stack: Stack, placement: Placement, strength: float) -> list[Swap]:
+    choices = {number: _biases(model, stack, number) for number in placement.blocks}
     there = {number: [place for place in places if place.value is not None] for number, places in choices.items()}
     swaps, made = ([], {}) if all(there.values()) else _make(model, stack, list(choices.values()))
     for number, places in choices.items():
         place = [*there[number], *(place for place in places if place.label(model) in made)][0]
         value = made.pop(place.label(model)) if place.value is None else place.value
-        swaps.append(_fold(model, place, value, strength, plan.at(number, len(numbers))))
-        (step, norm), precision = plan.step(number, len(numbers)), Precision()
+        swaps.append(_fold(model, place, value, strength, placement.constants[number]))
+        (step, norm), precision = placement.lengths[number], Precision()
         precision.is_new(number, value.dtype, 0)
         precision.check(number, value.dtype, abs(strength) * step, norm)
     return swaps + [Swap(model.get_submodule(label[: -len(".bias")]), "bias", label, p) for label, p in made.items()]
@@ -356,10 +356,11 @@ def _zeros(model: nn.Module, label: str, shape: torch.Size) -> nn.Parameter:
     return nn.Parameter(weight.new_zeros(shape), requires_grad=weight.requires_grad)
 
 
-def _ablate(model: nn.Module, stack: Stack, plan: edits.Plan, numbers: Sequence[int], strength: float) -> list[Swap]:
-    if len(numbers) != 1:
-        raise ValueError(f"'ablate' takes one block's direction away, and blocks={list(numbers)} are several: name one")
-    constants = plan.at(numbers[0], 1)
+def _ablate(model: nn.Module, stack: Stack, placement: Placement, strength: float) -> list[Swap]:
+    if len(placement.blocks) != 1:
+        blocks = list(placement.blocks)
+        raise ValueError(f"'ablate' takes one block's direction away, and blocks={blocks} are several: name one")
+    (constants,) = placement.constants.values()
     tables = _tables(model, stack)
     untied = _untie(model, tables[0])
     parts = [part for number in range(stack.n_blocks) for part in _parts(model, stack, number)]

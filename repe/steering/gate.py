@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from repe.models.call import Forward
 from repe.reading.vector import ConceptVector
 
 Decision = Callable[[Tensor, Tensor], Tensor]
@@ -52,6 +53,10 @@ class Gate:
                 f"{self.vector.concept}: held-out pairs show no distance between the poles at block {self.at} (scale "
                 f"{scale:g}), so a gate has nothing to go by. Choose another block, or more pairs"
             )
+
+    def __str__(self) -> str:
+        sign = ">" if self.above else "<"
+        return f"Gate({self.vector.concept!r} {sign} {self.threshold:g} at block {self.at}, {self.token} token)"
 
     @property
     def at(self) -> int:
@@ -143,3 +148,67 @@ class PromptReader:
             got = f"{decision.dtype} {tuple(decision.shape)}" if isinstance(decision, Tensor) else repr(decision)
             raise TypeError(f"a gate must return a boolean tensor of shape ({rows},), one a row; got {got}")
         return decision
+
+
+class Latch:
+    """What the gate of one handle decided on the prompts of each call of `generate`, and of the latest forward outside.
+
+    Attributes:
+        serial: the handle's, by which a generation remembers.
+    """
+
+    def __init__(self, decide: Decision) -> None:
+        self.decide = decide
+        self.serial = 0
+        self._bare = PromptReader(decide)
+
+    def read(self, hidden: Tensor, forward: Forward) -> None:
+        """Take the activations of the gate's block, (rows, tokens, d_model), until it has decided on the prompt."""
+        if not forward.may_hold_prompt:
+            return
+        reader = self._reader(forward)
+        if forward.generation is None and forward.starts_prompt:
+            reader.restart()
+        if reader.complete or forward.prompt_length is None:
+            return
+        length, valid = forward.prompt_length, True if forward.valid is None else forward.valid
+        positions = forward.positions.expand(forward.rows, -1)
+        counted = (positions < length) & ((positions > 0) | (length == 1)) & valid
+        is_last = (positions == length - 1) & valid
+        reader.see(hidden, counted.to(hidden.device), is_last.to(hidden.device))
+        reader.complete = _has_ended(reader) if forward.is_told else forward.ends_prompt
+
+    def open_rows(self, forward: Forward, scope: str, waits: bool) -> Tensor:
+        """(rows,), which rows of a forward the gate lets through.
+
+        Args:
+            scope: what the scope is called.
+            waits: the scope edits nothing before the whole prompt has been read.
+
+        Raises:
+            ValueError: the gate has not seen the prompts of this batch, or not yet all of them.
+        """
+        reader = self._reader(forward)
+        is_open = reader.open_on(forward.slots.device)
+        if is_open is None or is_open.shape[0] != forward.rows:
+            raise ValueError(
+                "the gate has not seen the prompts of this batch: run them while the steering is attached, from an "
+                "empty cache"
+            )
+        if not reader.complete and not waits:
+            raise ValueError(
+                "the gate decides once it has seen the whole prompt, which comes in pieces, and "
+                f"scope={scope} may edit the first: run the prompt in one forward, or choose scope='generated' or "
+                "'answer'"
+            )
+        return is_open
+
+    def _reader(self, forward: Forward) -> PromptReader:
+        if forward.generation is None:
+            return self._bare
+        return forward.generation.readers.setdefault(self.serial, PromptReader(self.decide))
+
+
+def _has_ended(reader: PromptReader) -> bool:
+    """Whether every prompt's last token was seen. Compiled code cannot ask the device, and decides on what came."""
+    return torch.compiler.is_compiling() or reader.ended is None or bool(reader.ended.all())

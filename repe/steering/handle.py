@@ -1,105 +1,37 @@
-"""Steering: edits attached to a model, as a live handle.
+"""The handle: an edit that is attached to a model, as a live thing.
 
-`steer` works out what is edited where (`edits.py`), and puts hooks on the modules whose outputs are edited
-(`attachment.py`). A hook asks its handle how strongly every token is edited, and applies the formula of `ops`.
-All state lives in the handle and its hooks: nothing is global, and nothing is added to the model's files.
+Its hooks stand on the modules whose outputs are edited: `x + strength * displacement`, where the strength of every
+token is worked out once a forward. All state lives in the handle and its hooks: nothing is global, and nothing is added
+to the model's files.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repe import display as showing
 from repe import ops
-from repe.models.attachment import Attachment
-from repe.models.blocks import Stack, device_of, find_stack, is_encoder_decoder
+from repe.display import table
+from repe.models.blocks import Stack, device_of, hidden_of, with_hidden
 from repe.models.call import Forward
-from repe.models.tokens import Scope
-from repe.models.tracking import trackers_of
-from repe.reading.store import resolve, warn_if_foreign
+from repe.models.tracking import Attachment, Hook, is_running, trackers_of
+from repe.ops.reference import plus
 from repe.reading.vector import ConceptVector
-from repe.steering import kinds as edits
-from repe.steering.editing import EditHook, GateHook
-from repe.steering.gate import Decision, Gate, gate_block
+from repe.steering.edit import Edit
+from repe.steering.gate import Gate, Latch
 from repe.steering.precision import Precision
-from repe.steering.scope import Alpha, Strength
+from repe.steering.scope import Alpha, Scope, is_uniform, named, strength_of
 
-
-def steer(
-    model: nn.Module,
-    concept: str | ConceptVector | Sequence[ConceptVector] | ops.Coefficients,
-    alpha: Alpha = 1.0,
-    *,
-    blocks: Any = "auto",
-    edit: str = "add",
-    scope: Scope = "all",
-    unit: str = "gap",
-    target: float | None = None,
-    theta: float | None = None,
-    gate: Gate | Decision | None = None,
-    keep_norm: bool = False,
-    site: str | None = None,
-    stack: str | None = None,
-    blocks_at: str | None = None,
-    tokenizer: Any = None,
-    prompt_length: int | Tensor | None = None,
-    impl: str = "auto",
-) -> Steering:
-    """Steers a model along a concept, from now until the handle is removed or its `with` block ends.
-
-    Args:
-        model: any transformers model that `repe.models.blocks.find_stack` understands; it is not copied.
-        concept: a name (shipped for this model, else cached, else extracted once, which needs `tokenizer`), a vector,
-            several vectors (for edits in a subspace or a plane), or the bare constants of the edit formula.
-        alpha: the strength, a number or one for every row of the batch; 0 is off for every edit. With the unit "gap",
-            1 moves from the middle between the poles to the positive pole, shared out over the blocks.
-        blocks: "auto" (those the vector recommends), "all", a number, or several.
-        edit: "add", "ablate", "clamp", "cap", "floor", "erase", "rotate", "angle" or "piecewise": see `repe.edits`.
-        scope: the tokens: "all", "prompt", "generated", "answer" (the last prompt token and all after it), a slice or
-            list of positions, or a boolean mask (rows, tokens). Padding is never edited, nor are virtual tokens that an
-            adapter puts before the prompt of `generate`.
-        unit: of alpha, for edits that have a length: "gap", "raw", "sigma" or "norm"; "raw" alone at a site that is
-            not the vector's own, where the others were not measured.
-        target: the score that "clamp", "cap" and "floor" aim at; the poles stand at -1 and +1.
-        theta: the angle in radians of "rotate" and "angle".
-        gate: which rows are edited: a `Gate`, or a function of the prompts' activations at the first edited block,
-            (mean, last), both (rows, d_model), to a boolean (rows,).
-        keep_norm: give every edited activation back its norm.
-        site: "block", "attention", "mlp" or "embedding"; the vector's own by default.
-        stack: "decoder" or "encoder"; the vector's own by default.
-        blocks_at: the dotted path of the list of blocks, where it cannot be found.
-        prompt_length: the prompts' tokens, padding left out, for forwards outside `generate` on a filled cache.
-        impl: the implementation of the formula: see `repe.ops.pick`.
-
-    Returns:
-        The handle, which is also a context manager. Several handles apply in the order they were attached.
-
-    Raises:
-        ValueError, TypeError, IndexError: an argument cannot be meant; the model stays as it was.
-
-    Sources: Zou et al. (arXiv 2310.01405) for reading-vector control; Rimsky et al. (arXiv 2312.06681) for the mean
-    difference; Wolf et al. (arXiv 2401.16332) for the meaning of alpha.
-    """
-    if isinstance(concept, str):
-        concept = resolve(model, concept, tokenizer, blocks_at=blocks_at)
-    plan = edits.plan(concept, edit, unit, edits.Options(target, theta, keep_norm))
-    found = find_stack(model, stack or plan.stack, blocks_at)
-    handle = Steering(model, found, plan, site or plan.site, blocks, ops.pick(impl))
-    for vector in plan.vectors:
-        warn_if_foreign(model, vector)
-    handle.scope, handle.prompt_length = scope, prompt_length
-    handle.alpha = alpha
-    if isinstance(gate, Gate):
-        gate = gate.fitted(found.d_model, found.n_blocks, stack or plan.stack)
-        warn_if_foreign(model, gate.vector)
-    runs_before_generation = (stack or plan.stack) == "encoder" and is_encoder_decoder(model)
-    handle._attach(gate, watch_generate=not runs_before_generation)
-    return handle
+SETTABLE = ("alpha", "scope", "prompt_length", "vector")
+MANY = 12  # rows of alpha
+UNATTACHED = sys.maxsize
 
 
 def status(model: nn.Module) -> list[Steering]:
@@ -108,7 +40,7 @@ def status(model: nn.Module) -> list[Steering]:
 
 
 def detach(model: nn.Module) -> int:
-    """Removes every handle from a model, and returns how many there were."""
+    """Remove every handle from a model, and return how many there were."""
     handles = status(model)
     for handle in handles:
         handle._end()
@@ -116,88 +48,103 @@ def detach(model: nn.Module) -> int:
 
 
 class Steering:
-    """A live handle: edits on a model, with strength `alpha`. Made by `repe.steer`; ended by `remove` or `with`.
+    """A live handle: an edit on a model, with strength `alpha`. Made by `repe.steer`; ended by `remove` or `with`.
 
     Attributes:
-        plan: what is done, as it was asked for.
+        model, stack: what is edited.
         blocks, site: where.
-        scope, prompt_length: at which tokens.
+        edit, alpha, scope, vector, prompt_length: see their properties; the last four can be set.
     """
 
     model: nn.Module
     stack: Stack
-    plan: edits.Plan
-    site: str
     blocks: tuple[int, ...]
 
-    def __init__(
-        self,
-        model: nn.Module,
-        stack: Stack,
-        plan: edits.Plan,
-        site: str,
-        blocks: Any,
-        implementation: ops.Implementation,
-    ) -> None:
-        plan.check_fits(stack.d_model, stack.n_blocks)
-        chosen = _chosen(blocks, plan, stack, site)
-        self.__dict__.update(model=model, stack=stack, plan=plan, site=site, blocks=chosen)
-        self._implementation = implementation
-        self._modules = {b: stack.site(site, b) for b in self.blocks}
-        _check_unit(plan, site)
+    def __init__(self, model: nn.Module, stack: Stack, edit: Edit, implementation: ops.Implementation) -> None:
+        placement = edit.on(stack)
+        self.__dict__.update(model=model, stack=stack, blocks=placement.blocks)
+        self._edit, self._placement, self._implementation = edit, placement, implementation
+        self._modules = {block: stack.site(edit.site, block) for block in placement.blocks}
         with torch.inference_mode(False), torch.no_grad():  # autograd must be able to save them later
-            self._coefficients = {b: plan.at(b, len(self.blocks)).to(device_of(m)) for b, m in self._modules.items()}
-            self._strength = Strength(device_of(stack.module))
+            self._constants = {b: placement.constants[b].to(device_of(m)) for b, m in self._modules.items()}
+            self._alphas = torch.zeros(1, device=device_of(stack.module))
+        self._largest = self._least = 0.0  # of the absolute values of alpha
+        self._prompt_length: int | Tensor | None = None
+        self._latch: Latch | None = None
+        self._serial = UNATTACHED  # tells this handle from all others of its model, past ones too
+        self._version = 0  # counts the changes of alpha and of the vector
+        self._touched: bool | Tensor = False  # whether any token was ever in scope: known, or still on the device
         self._attachment: Attachment | None = None
         self._precision = Precision()
         self._warned_of_cache = False
 
-    # the values that may change while it lives
+    # what it does
+
+    @property
+    def edit(self) -> Edit:
+        """What is done, where, and at which tokens."""
+        return self._edit
+
+    @property
+    def site(self) -> str:
+        return self._edit.site
 
     @property
     def alpha(self) -> float | Tensor:
         """The strength: a number, or a tensor with one for every row. Setting it recompiles nothing."""
-        return self._strength.alpha
+        return self._alphas.item() if self._has_one_alpha else self._alphas.clone()
 
     @alpha.setter
     def alpha(self, value: Alpha) -> None:
-        self._strength.alpha = value
+        new = _checked(value)
+        rows = new.reshape(-1)
+        with torch.inference_mode(False), torch.no_grad():
+            if rows.shape == self._alphas.shape:
+                self._alphas.copy_(rows)
+            else:
+                self._alphas = rows.to(self._alphas.device, copy=True)
+        self._largest, self._least = new.abs().max().item(), new.abs().min().item()
+        self._version += 1
 
     @property
     def scope(self) -> Scope:
         """The tokens that are edited; see `repe.steer`."""
-        return self._strength.scope
+        return self._edit.scope
 
     @scope.setter
     def scope(self, value: Scope) -> None:
-        self._strength.scope = value
+        self._edit = replace(self._edit, scope=value)
 
     @property
     def prompt_length(self) -> int | Tensor | None:
-        """The prompts' tokens without padding: a number, or a tensor of one a row. None: as the call tells."""
-        return self._strength.prompt_length
+        """The prompts' tokens without padding: a number, or a tensor of one a row. None: as the call tells.
+
+        It is a fact of the model's calls, and holds for every handle on the model.
+        """
+        return self._prompt_length
 
     @prompt_length.setter
     def prompt_length(self, value: int | Tensor | None) -> None:
-        self._strength.prompt_length = value
+        self._prompt_length = value
+        if self._attachment is not None:
+            self._attachment.tracker.hear_of_prompts()
 
     @property
     def vector(self) -> ConceptVector:
         """The concept vector that is steered along. Setting another, for the same blocks, recompiles nothing."""
-        if len(self.plan.vectors) != 1:
-            raise AttributeError(f"this handle steers along {len(self.plan.vectors)} vectors: see `plan.vectors`")
-        return self.plan.vectors[0]
+        if len(self._edit.vectors) != 1:
+            raise AttributeError(f"this handle steers along {len(self._edit.vectors)} vectors: see `edit.vectors`")
+        return self._edit.vectors[0]
 
     @vector.setter
     def vector(self, new: ConceptVector) -> None:
-        plan = edits.plan(new, self.plan.edit, self.plan.unit, self.plan.options)
-        self.vector.check_alike(new)
-        fresh = {b: plan.at(b, len(self.blocks)) for b in self.blocks}
+        edit = replace(self._edit.along(new), blocks=self.blocks)
+        placement = edit.on(self.stack)
         with torch.inference_mode(False), torch.no_grad():
-            for block, coefficients in fresh.items():
-                self._coefficients[block].copy_(coefficients)
-        self.__dict__["plan"] = plan
-        self._strength.version += 1
+            for block, constants in placement.constants.items():
+                self._constants[block].copy_(constants)
+        self._edit, self._placement = edit, placement
+        self._version += 1
 
     # the lifetime
 
@@ -205,18 +152,20 @@ class Steering:
     def attached(self) -> bool:
         return self._attachment is not None
 
-    def _attach(self, gate: Gate | Decision | None, watch_generate: bool) -> None:
-        gated = None if gate is None else self.stack.site("block", gate_block(gate, self.blocks[0], self.site))
+    def _attach(self, watch_generate: bool) -> None:
         self._attachment = attachment = Attachment(self.model, self.stack, self, watch_generate)
         try:
-            if gate is not None and gated is not None:
-                self._strength.gate = gate.decide if isinstance(gate, Gate) else gate
-                attachment.hook(gated, GateHook(self))
+            gate = self._placement.gate
+            if gate is not None and self._placement.gate_block is not None:
+                self._latch = Latch(gate.decide if isinstance(gate, Gate) else gate)
+                attachment.hook(self.stack.site("block", self._placement.gate_block), GateHook(self, self._latch))
             for block, module in self._modules.items():
                 if self.site in ("attention", "mlp"):
                     attachment.watch_replays(self.stack.blocks[block])
                 attachment.hook(module, EditHook(self, block, attachment.tracker.forwards))
-            self._strength.serial = attachment.tracker.issue()
+            self._serial = attachment.tracker.issue()
+            if self._latch is not None:
+                self._latch.serial = self._serial
         except BaseException:
             self._take_off()
             raise
@@ -227,7 +176,7 @@ class Steering:
             self._attachment = None
 
     def remove(self) -> None:
-        """Takes the edits off; the model is as it was before. Does nothing the second time.
+        """Take the edits off; the model is as it was before. Does nothing the second time.
 
         Warns if nothing was ever edited, or if edited activations overflowed their dtype.
         """
@@ -239,7 +188,7 @@ class Steering:
         self._take_off()
         if overflow := self._precision.overflow():
             warnings.warn(overflow, RuntimeWarning, stacklevel=3)
-        if self._strength.gate is None and not bool(self._strength.touched):
+        if self._latch is None and not bool(self._touched):
             warnings.warn(
                 f"{self!r} edited nothing in its lifetime: the model was not run, or no token lay in the scope",
                 UserWarning,
@@ -251,35 +200,47 @@ class Steering:
             raise RuntimeError(f"{self!r} acts no more: call `repe.steer` again")
         return self
 
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._take_off()
+        self._end()
+
     def __setattr__(self, name: str, value: Any) -> None:
-        may_change = name.startswith("_") or isinstance(getattr(type(self), name, None), property)
-        if not may_change:
+        if not name.startswith("_") and name not in SETTABLE:
             raise AttributeError(
                 f"{name!r} of a handle cannot be set: alpha, scope, prompt_length and vector can; for anything else, "
                 "remove the handle and call `repe.steer` again"
             )
         super().__setattr__(name, value)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._take_off()
-        self._end()
+    # how it shows itself
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        """What it does, by what it is called in `repe.steer`."""
+        alphas = [f"{alpha:g}" for alpha in self._alphas.tolist()]
+        rows = f"{len(alphas)} rows" if len(alphas) > MANY else f"[{', '.join(alphas)}]"
+        alpha = {"alpha": alphas[0] if self._has_one_alpha else rows}
+        return alpha | self._edit.facts | {"blocks": str(list(self.blocks))}
 
     def __repr__(self) -> str:
-        return showing.steering_line(self, self._strength.gate)
+        facts = [f"{name}={fact}" for name, fact in self._facts.items()]
+        return f"Steering({', '.join([repr(self._edit.name), *facts])}{'' if self.attached else ', removed'})"
 
     def _repr_html_(self) -> str:
-        return showing.of_steering(self, self._strength.gate)
+        state = "attached" if self.attached else "removed"
+        return table(f"steering along {self._edit.name}, {state}", [*self._facts], [[*self._facts.values()]])
 
     # what the tracker of calls tells
 
     def starting(self, forward: Forward) -> None:
         """A forward begins."""
-        if not self.came_after(forward) and self._strength.is_one(forward):
-            forward.memo[self] = self._strength.version
+        one_alpha = self._least > 0 and self._has_one_alpha and self._latch is None
+        if one_alpha and is_uniform(self.scope, forward) and not self.came_after(forward):
+            forward.uniform[self._serial] = self._version
         if self._attachment is not None and forward.cache is not None and not forward.starts_prompt:
-            steered_under = self._attachment.tracker.version_in(forward.cache, self._strength.serial)
-            if steered_under not in (None, self._strength.version) and not self._warned_of_cache:
+            steered_under = self._attachment.tracker.version_in(forward.cache, self._serial)
+            if steered_under not in (None, self._version) and not self._warned_of_cache:
                 self._warned_of_cache = True
                 warnings.warn(
                     "alpha or the vector was changed while a cache holds keys and values of steered tokens; what is "
@@ -290,8 +251,8 @@ class Steering:
 
     def cached(self, forward: Forward, cache: Any) -> None:
         """A forward left its keys and values in `cache`."""
-        if self._attachment is not None and self._strength.largest > 0:
-            self._attachment.tracker.note_cached(cache, self._strength.serial, self._strength.version)
+        if self._attachment is not None and self._largest > 0:
+            self._attachment.tracker.note_cached(cache, self._serial, self._version)
 
     def generated(self) -> None:
         """A call of `generate` ended. Warns if what it steered overflowed."""
@@ -301,73 +262,154 @@ class Steering:
     @property
     def stamp(self) -> tuple[int, int]:
         """Differs once alpha or the vector was changed."""
-        return self._strength.serial, self._strength.version
+        return self._serial, self._version
 
     # the hot path
 
+    @property
+    def _has_one_alpha(self) -> bool:
+        return self._alphas.numel() == 1
+
     def came_after(self, forward: Forward) -> bool:
         """Whether it was attached while the forward was under way, which is then left as it is."""
-        return not torch.compiler.is_compiling() and forward.latest < self._strength.serial
+        return not torch.compiler.is_compiling() and forward.latest < self._serial
 
     def forward_under_way(self) -> Forward | None:
         return None if self._attachment is None else self._attachment.tracker.forward
 
-    def edit(self, hidden: Tensor, block: int, forward: Forward) -> Tensor:
+    def edited(self, hidden: Tensor, block: int, forward: Forward) -> Tensor:
         """The edited activations of one block, (rows, tokens, d_model)."""
         eager = not torch.compiler.is_compiling()
-        coefficients = self._coefficients_for(hidden, block)
-        strength, everywhere = self._strength.on(hidden.device, forward)
-        if eager and self._strength.largest == 0:
+        constants = self._constants_for(hidden, block)
+        strength, everywhere = self._strength(forward, hidden.device)
+        if eager and self._largest == 0:
             return hidden
-        edited = self._implementation(hidden, strength, coefficients, everywhere=everywhere)
+        edited = self._implementation(hidden, strength, constants, everywhere=everywhere)
         if eager:
             self._precision.note(hidden, strength, edited)
         return edited
 
-    def constant(self, hidden: Tensor, block: int) -> Tensor | None:
-        """(d_model,), what the edit adds to every token alike until a value changes; None if it is not so simple."""
-        coefficients = self._coefficients_for(hidden, block)
+    def shift(self, hidden: Tensor, block: int) -> Tensor | None:
+        """(d_model,), alpha times what the edit adds to every token alike; None where it is not so simple."""
+        constants = self._constants_for(hidden, block)
         is_watched = hidden.dtype == torch.float16  # for overflow
-        if is_watched or not coefficients.is_constant or self._implementation not in (ops.auto, ops.edit):
+        if is_watched or not constants.is_constant or self._implementation not in (ops.auto, ops.edit):
             return None
-        if not self._strength.is_number:  # any more
+        if not self._has_one_alpha:  # any more
             return None
-        self._strength.touched = True
+        self._touched = True
         with torch.inference_mode(False), torch.no_grad():
-            return self._strength.times(coefficients.shift.to(torch.promote_types(hidden.dtype, torch.float32)))
+            displacement = constants.shift.to(torch.promote_types(hidden.dtype, torch.float32))
+            return self._alphas.to(displacement) * displacement
 
-    def _coefficients_for(self, hidden: Tensor, block: int) -> ops.Coefficients:
-        if not torch.compiler.is_compiling() and self._precision.is_new(block, hidden.dtype, self._strength.version):
-            self._check(block, hidden.dtype)
-        coefficients = self._coefficients[block]
-        if coefficients.device != hidden.device:
+    def _strength(self, forward: Forward, device: torch.device) -> tuple[Tensor, bool]:
+        """How strongly every token is edited, and whether it is known that none is by 0: once a forward and device."""
+        key = (self._serial, device)
+        if key not in forward.strengths:
+            home = forward.slots.device
+            if device == home:
+                forward.strengths[key] = self._strength_at_home(forward)
+            else:
+                strength, everywhere = self._strength(forward, home)
+                forward.strengths[key] = strength.to(device), everywhere
+        return forward.strengths[key]
+
+    def _strength_at_home(self, forward: Forward) -> tuple[Tensor, bool]:
+        eager = not torch.compiler.is_compiling()
+        waits = isinstance(self.scope, str) and self.scope in ("generated", "answer")
+        is_open = None if self._latch is None else self._latch.open_rows(forward, named(self.scope), waits)
+        strength, mask = strength_of(self._alphas_on(forward.slots.device), self.scope, forward, is_open)
+        self._touched = True if mask is None or not eager else mask.any() | self._touched
+        return strength, mask is None and eager and self._least > 0
+
+    def _alphas_on(self, device: torch.device) -> Tensor:
+        if self._alphas.device == device:
+            return self._alphas
+        with torch.inference_mode(False), torch.no_grad():
+            moved = self._alphas.to(device)
+        if not torch.compiler.is_compiling():
+            self._alphas = moved
+        return moved
+
+    def _constants_for(self, hidden: Tensor, block: int) -> ops.Coefficients:
+        if not torch.compiler.is_compiling() and self._precision.is_new(block, hidden.dtype, self._version):
+            self._check_precision(block, hidden.dtype)
+        constants = self._constants[block]
+        if constants.device != hidden.device:
             with torch.inference_mode(False), torch.no_grad():
-                coefficients = self._coefficients[block] = coefficients.to(hidden.device)
-        return coefficients
+                constants = self._constants[block] = constants.to(hidden.device)
+        return constants
 
-    def read_prompt(self, hidden: Tensor, forward: Forward) -> None:
-        """Lets the gate see the activations of its block."""
-        self._strength.read_prompt(hidden, forward)
-
-    def _check(self, block: int, dtype: torch.dtype) -> None:
-        if self.plan.has_length:
-            step, norm = self.plan.step(block, len(self.blocks))
-            self._precision.check(block, dtype, self._strength.largest * step, norm)
+    def _check_precision(self, block: int, dtype: torch.dtype) -> None:
+        if self._placement.lengths:
+            step, norm = self._placement.lengths[block]
+            self._precision.check(block, dtype, self._largest * step, norm)
 
 
-def _chosen(blocks: Any, plan: edits.Plan, stack: Stack, site: str) -> tuple[int, ...]:
-    numbers = stack.indices(list(plan.recommended) if isinstance(blocks, str) and blocks == "auto" else blocks)
-    if site == "embedding" and len(numbers) != 1:
-        raise ValueError(
-            f"the embedding is one place, and blocks={list(numbers)} names directions for several: name one"
-        )
-    return numbers
+def _checked(alpha: Alpha) -> Tensor:
+    try:
+        new = torch.as_tensor(alpha, dtype=torch.float32).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"alpha must be a number or one number a row, got {alpha!r}") from error
+    if new.ndim > 1 or new.numel() == 0:
+        raise ValueError(f"alpha must be a number or one number a row, got the shape {tuple(new.shape)}")
+    if not new.isfinite().all():
+        raise ValueError(f"alpha must be finite, got {alpha}")
+    return new
 
 
-def _check_unit(plan: edits.Plan, site: str) -> None:
-    """Raises ValueError if alpha would be counted in lengths that were measured at another site."""
-    if plan.has_length and site != plan.site and plan.unit != "raw":
-        raise ValueError(
-            f"the vector's {plan.unit!r} was measured at the site {plan.site!r}, and does not hold at {site!r}: pass "
-            f"unit='raw', or extract the vector at site={site!r}"
-        )
+# hooks
+
+
+class EditHook(Hook):
+    """Edits the output of one module.
+
+    A model that writes runs this between any two blocks of every token, with all caches cold, where every call of
+    Python costs microseconds: the simplest edit, one vector for all tokens, is kept ready and added in few steps.
+    """
+
+    def __init__(self, steering: Steering, block: int, forwards: Mapping[int, Forward]) -> None:
+        self.steering, self.block, self.forwards = steering, block, forwards
+        self.ready: tuple[tuple[int, torch.dtype, torch.device] | None, Tensor | None] = None, None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if torch.compiler.is_compiling() or type(output) is not Tensor:
+            return self._edited(module, output)
+        forward = self.forwards.get(get_ident())
+        version = None if forward is None else forward.uniform.get(self.steering._serial)
+        if version is None:
+            return self._edited(module, output)
+        wanted, (ready_for, shift) = (version, output.dtype, output.device), self.ready
+        if wanted != ready_for:
+            shift = self.steering.shift(output, self.block)
+            self.ready = wanted, shift  # at once: another thread may be doing the same
+        if shift is None:
+            return self._edited(module, output)
+        return output + shift if output.dtype is shift.dtype else plus(output, shift)
+
+    def _edited(self, module: nn.Module, output: Any) -> Any:
+        if not self.steering.attached:
+            return None  # taken off by another thread
+        forward = self.steering.forward_under_way()
+        if forward is None:
+            if not torch.compiler.is_compiling() and is_running(self.steering.stack.module):
+                return None  # begun before the handle was attached
+            raise RuntimeError(
+                f"{self.steering!r}: {type(module).__name__} was run outside of the forward of its stack, and nobody "
+                "can tell which tokens it holds. Run the whole model, or steer another site"
+            )
+        if self.steering.came_after(forward):
+            return None
+        return with_hidden(output, self.steering.edited(hidden_of(output), self.block, forward))
+
+
+class GateHook(Hook):
+    """Reads the prompt for a gate, before anything is edited at its block."""
+
+    def __init__(self, steering: Steering, latch: Latch) -> None:
+        self.steering, self.latch = steering, latch
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        forward = self.steering.forward_under_way()
+        if forward is not None and not self.steering.came_after(forward):
+            self.latch.read(hidden_of(output), forward)

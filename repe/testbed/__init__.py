@@ -3,6 +3,6 @@
 `FOLDER` is an ordinary local Hugging Face folder; its `README.md` says what the model is and what was measured on it.
 """
 
-from repe.models.load import TESTBED as FOLDER
+from pathlib import Path
 
-__all__ = ["FOLDER"]
+FOLDER = Path(__file__).parent / "model"

@@ -19,10 +19,10 @@ except ImportError as error:
 from torch import nn
 
 from repe.display import tokens
-from repe.models.tokens import NAMED_SCOPES
 from repe.reading.store import resolve
 from repe.reading.vector import ConceptVector
-from repe.steering.kinds import Options, plan
+from repe.steering.edit import Edit
+from repe.steering.scope import NAMED_SCOPES
 from repe.widgets.latest import IsStopped, Latest
 from repe.widgets.streaming import Request, Side, SideBySide, Sides
 
@@ -32,7 +32,6 @@ EDITS = {  # those that need no more than an alpha
     "erase": "alpha 1 moves every token to the middle between the poles",
     "piecewise": "alpha pushes every token further to the side it is on",
 }
-OPTIONS = {"target", "theta", "keep_norm"}
 READERS = ("as the model that writes it reads", "as the unsteered model reads")
 STEP = 0.1  # of a slider
 EVERY = 0.05  # seconds between two pictures of a text that grows
@@ -90,7 +89,7 @@ def playground(
     is_chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
     writer = SideBySide(model, tokenizer, vectors)
     for vector in vectors:
-        plan(vector, edit, how.get("unit", "gap"), Options(**{key: how[key] for key in OPTIONS & how.keys()}))
+        Edit.of(vector, edit=edit, scope=scope, **how)
     names = _told_apart([vector.concept for vector in writer.vectors])
     controls = Controls(names, alphas, prompt=prompt, chat=is_chat, edit=edit, scope=scope, tokens=max_new_tokens)
     return Playground(writer, controls, how)

@@ -22,13 +22,15 @@ from transformers import GenerationMixin, LogitsProcessor
 from repe.measuring.scoring import check_causal
 from repe.models.blocks import find_stack
 from repe.models.generate import Halt
-from repe.models.hooks import Hook, put
-from repe.models.tokens import Scope, Text, encode, pad
+from repe.models.tokens import Text, encode, pad
+from repe.models.tracking import Hook, put
 from repe.reading.capture import evaluating, recording
 from repe.reading.read import score
 from repe.reading.vector import ConceptVector
-from repe.steering.handle import Steering, status, steer
-from repe.steering.kinds import Options, plan
+from repe.steering.edit import Edit
+from repe.steering.handle import Steering, status
+from repe.steering.scope import Scope
+from repe.steering.steer import steer
 
 UNSTEERED, STEERED, FOLLOWER = range(3)
 ROWS = 3
@@ -126,9 +128,7 @@ class SideBySide:
         self.others: list[Steering] = []
         self._writer = _writer_of(model)
         for vector in self.vectors:
-            planned = plan(vector, "add", "gap", Options())
-            stack = find_stack(model, planned.stack)
-            planned.check_fits(stack.d_model, stack.n_blocks)
+            Edit.of(vector).on(find_stack(model, vector.stack))
 
     def write(
         self,

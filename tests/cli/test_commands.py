@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 import repe
 from repe import cli
 from repe.cli import arguments, stored, terminal
-from repe.models.tokens import NAMED_SCOPES
 from repe.reading import readers, store
 from repe.steering import kinds as edits
+from repe.steering.scope import NAMED_SCOPES
 from repe.testbed import FOLDER
 from tests import zoo
 
@@ -96,7 +96,7 @@ def test_the_choices_are_those_of_the_library():
     def choices(kind):
         return set(get_args(get_args(kind)[0]))
 
-    assert choices(arguments.Edit) == edits.EDITS.keys() - {"rotate", "angle"}  # these need two vectors
+    assert choices(arguments.Edit) == edits.KINDS.keys() - {"rotate", "angle"}  # these need two vectors
     assert choices(arguments.Unit) == set(edits.UNITS)
     assert choices(arguments.Reader) == set(readers.NAMES)
     assert arguments._scopes(None, "") == list(NAMED_SCOPES)

@@ -421,7 +421,7 @@ def test_masks_are_made_a_batch_at_a_time(model: Any, tokenizer: Any, vector: An
         batches = Fanout(model, handle, "", 30).batches(spans, 2)
         assert len(batches) > 3
         assert not len(trees)
-        handle._strength.touched = True
+        handle._touched = True
 
 
 @pytest.mark.parametrize("why_padded", ["", "to try rows"])
@@ -432,7 +432,7 @@ def test_all_strengths_have_room_in_every_batch_and_batches_are_full(
     spans = [Span((*range(20 * length, 21 * length), length), length) for length in range(2, 12)]
     with repe.steer(model, vector, 0.0) as handle:
         batches = Fanout(model, handle, why_padded, 60).batches(spans, strengths)
-        handle._strength.touched = True
+        handle._touched = True
     assert sorted(text for batch in batches for text in batch.texts) == [*range(10)]
     assert all(batch.height == 1 or batch.height * batch.width * strengths <= 60 for batch in batches)
     for batch, after in pairwise(batches):
@@ -449,7 +449,7 @@ def test_small_trees_are_grown_where_one_large_one_costs_more(monkeypatch: Any, 
             (batch,) = Fanout(model, handle, "", 8192).batches(spans, 2)
             assert batch.height == grown
             assert sorted(batch.texts) == [0, 1, 2, 3]
-        handle._strength.touched = True
+        handle._touched = True
 
 
 def test_every_item_is_encoded_once(model: Any, vector: Any) -> None:
@@ -852,8 +852,8 @@ def test_bare_constants_of_another_gain_or_at_another_block_are_another_sweep(
     model: Any, tokenizer: Any, vector: Any, tmp_path: Any
 ) -> None:
     with repe.steer(model, vector, 0.0) as handle:
-        constants = handle.plan.at(2, 1)
-        handle._strength.touched = True
+        constants = handle.edit.on(handle.stack).constants[2]
+        handle._touched = True
     sweep(model, tokenizer, constants, TASKS, ALPHAS, blocks=2, resume=tmp_path / "kept")
     signed = replace(constants, gain="sign", needs_projection=True)
     for given, blocks in ((signed, 2), (constants, 1)):
@@ -952,7 +952,7 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_run(
 
 
 def test_others_have_one_vector_to_stand_in_for(model: Any, tokenizer: Any, vector: Any, other: Any) -> None:
-    with pytest.raises(ValueError, match="others stand in for one concept vector, and this edit has 2"):
+    with pytest.raises(ValueError, match="this edit has 2 vectors, and got 1 in their place"):
         sweeps(model, tokenizer, [vector, other], [vector], TASKS, ALPHAS, edit="rotate", theta=1.0)
     with pytest.raises(ValueError, match="do not belong to one model and site"):
         sweeps(model, tokenizer, vector, [oracles.vector(site="mlp")], TASKS, ALPHAS)

@@ -15,7 +15,7 @@ from repe.measuring.scoring import log_likelihoods
 from repe.measuring.sweep import sweep
 from repe.measuring.tradeoff import texts_of
 from repe.models.tokens import encode
-from repe.steering.handle import steer
+from repe.steering.steer import steer
 from repe.testbed import FOLDER
 from tests import oracles, zoo
 

@@ -124,18 +124,17 @@ def directions(k: int) -> edits.Directions:
     write, read = random(2, k, D, seed=4).cpu()
     write = write / write.norm(dim=-1, keepdim=True)
     read = read / (read * write).sum(-1, keepdim=True)
-    return edits.Directions(write, read, torch.linspace(-0.5, 0.5, k), torch.ones(k), torch.linspace(0.5, 2, k))
+    ones = torch.ones(k)
+    return edits.Directions(write, read, torch.linspace(-0.5, 0.5, k), ones, ones, ones)
 
 
-@pytest.mark.parametrize("name", edits.EDITS)
+@pytest.mark.parametrize("name", edits.KINDS)
 @with_and_without_norms
 def test_every_edit(name, keep_norm):
-    options = edits.Options(
-        target=0.5 if name in edits.WITH_A_TARGET else None,
-        theta=0.8 if name in edits.WITH_AN_ANGLE else None,
-        keep_norm=keep_norm,
-    )
-    of = edits.EDITS[name](directions(2 if name in edits.WITH_AN_ANGLE else 1), options).to(DEVICE)
+    takes, k = edits.options_of(name), 2 if "theta" in edits.options_of(name) else 1
+    values = {"unit": ("step", torch.linspace(0.5, 2, k)), "target": ("target", 0.5), "theta": ("theta", 0.8)}
+    constants = edits.KINDS[name](directions(k), **dict(values[option] for option in takes))
+    of = replace(constants, keep_norm=keep_norm).to(DEVICE)
     for dtype in DTYPES:
         x = activations(dtype=dtype)
         edited = fused(x, strengths(3, 1), of)

@@ -17,7 +17,7 @@ import repe
 from repe.models.blocks import find_stack
 from repe.models.fingerprint import fingerprint
 from repe.steering.bake import Baked, bake
-from repe.steering.kinds import Options, plan
+from repe.steering.kinds import loreft
 from tests import oracles, zoo
 from tests.oracles import BLOCK
 
@@ -532,7 +532,7 @@ def check_refused(name: str, why: str, how: dict[str, Any]) -> None:
     ("arguments", "how", "kind", "message"),
     [
         (("honesty",), {}, TypeError, "expected a ConceptVector, as `repe.extract` returns, or several; got 'honesty'"),
-        ((plan(oracles.vector(), "add", "gap", Options()).at(1, 1),), {}, TypeError, "expected a ConceptVector"),
+        ((loreft(torch.eye(4), torch.eye(4), torch.zeros(4)),), {}, TypeError, "expected a ConceptVector"),
         ((oracles.vector(), float("nan")), {}, ValueError, "alpha is one finite number.*got nan"),
         ((oracles.vector(), float("inf")), {}, ValueError, "alpha is one finite number.*got inf"),
         ((oracles.vector(), torch.ones(3)), {}, ValueError, "alpha is one finite number.*same weights; got tensor"),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 from repe.ops import Coefficients
 from repe.ops import edit as apply
 from repe.reading.vector import ConceptVector
-from repe.steering.kinds import EDITS, UNITS, Options, loreft, plan
+from repe.steering.edit import Edit
+from repe.steering.kinds import KINDS, UNITS, loreft
 
 D, BLOCKS = 16, 3
 ON = torch.ones(1, 1)
@@ -31,6 +33,18 @@ def concept(seed: int = 0, oblique: bool = True, **changes) -> ConceptVector:
     return ConceptVector(f"concept {seed}", tuple(range(BLOCKS)), (1,), **fields)
 
 
+class Dimensions(NamedTuple):
+    d_model: int
+    n_blocks: int
+
+
+SHAPE = Dimensions(D, BLOCKS)
+
+
+def constants_at(edit: Edit, block: int) -> Coefficients:
+    return edit.on(SHAPE).constants[block]
+
+
 def activations(n: int = 7) -> Tensor:
     return 3 * torch.randn(2, n, D, generator=torch.Generator().manual_seed(9))
 
@@ -39,7 +53,8 @@ def edited(
     x: Tensor, vectors: ConceptVector | Sequence[ConceptVector], edit: str, alpha: float = 1.0,
     block: int = 1, n_blocks: int = 1, unit: str = "gap", **options,
 ) -> Tensor:  # fmt: skip
-    return apply(x, alpha * ON, plan(vectors, edit, unit, Options(**options)).at(block, n_blocks))
+    where = [block] if n_blocks == 1 else list(range(n_blocks))
+    return apply(x, alpha * ON, constants_at(Edit.of(vectors, edit=edit, unit=unit, blocks=where, **options), block))
 
 
 def score(x: Tensor, v: ConceptVector, block: int = 1) -> Tensor:
@@ -91,9 +106,9 @@ def test_adding_two_concepts_adds_both():
     torch.testing.assert_close(edited(x, [one, two], "add", 0.5), expected, **CLOSE)
 
 
-def test_a_plan_knows_the_length_of_a_step():
+def test_an_edit_knows_the_length_of_a_step():
     v = concept()
-    step, norm = plan(v, "add", "gap", Options()).step(1, n_blocks=2)
+    step, norm = Edit.of(v, blocks=[0, 1]).on(SHAPE).lengths[1]
     assert step == pytest.approx(v.scale[1].item() / 2)
     assert norm == pytest.approx(v.norm[1].item())
 
@@ -249,7 +264,7 @@ def test_loreft_is_the_formula_of_the_paper():
     torch.testing.assert_close(edited @ rotation.T, x @ weight.T + bias, **CLOSE)
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", KINDS)
 def test_every_edit_can_keep_the_norm(edit):
     x, pair = activations(), [concept(1), concept(2)]
     vectors = pair if edit in ("rotate", "angle") else pair[0]
@@ -261,19 +276,18 @@ def test_every_edit_can_keep_the_norm(edit):
     torch.testing.assert_close(kept / kept.norm(dim=-1, keepdim=True), free / free.norm(dim=-1, keepdim=True), **CLOSE)
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", KINDS)
 def test_the_shortcut_without_a_projection_changes_nothing(edit):
-    of = plan([concept(1), concept(2)] if edit in ("rotate", "angle") else concept(), edit, "gap", options_of(edit))
-    constants = of.at(1, 1)
+    vectors = [concept(1), concept(2)] if edit in ("rotate", "angle") else concept()
+    constants = constants_at(Edit.of(vectors, edit=edit, blocks=1, **options_of(edit)), 1)
     assert constants.needs_projection == (edit != "add")
     everything = Coefficients(*constants.tensors, gain=constants.gain, keep_norm=constants.keep_norm)
     torch.testing.assert_close(apply(activations(), ON, constants), apply(activations(), ON, everything))
 
 
-def options_of(edit: str) -> Options:
-    return Options(
-        target=1.0 if edit in ("clamp", "cap", "floor") else None, theta=1.0 if edit in ("rotate", "angle") else None
-    )
+def options_of(edit: str) -> dict[str, float]:
+    needed = {"clamp": "target", "cap": "target", "floor": "target", "rotate": "theta", "angle": "theta"}
+    return {needed[edit]: 1.0} if edit in needed else {}
 
 
 # what cannot be meant
@@ -290,36 +304,36 @@ def options_of(edit: str) -> Options:
 )
 def test_an_unknown_edit_says_what_there_is(edit, message):
     with pytest.raises(ValueError, match=message):
-        plan(concept(), edit, "gap", Options())
+        Edit.of(concept(), edit=edit)
 
 
 def test_an_unknown_unit_says_what_there_is():
-    with pytest.raises(ValueError, match=r"unit='nats' is not known: use one of \('gap', 'raw', 'sigma', 'norm'\)"):
-        plan(concept(), "add", "nats", Options())
+    with pytest.raises(ValueError, match=r"unit='nats' is not known: use one of \['gap', 'raw', 'sigma', 'norm'\]"):
+        Edit.of(concept(), unit="nats")
 
 
-@pytest.mark.parametrize("edit", [e for e in EDITS if e not in ("add", "piecewise")])
+@pytest.mark.parametrize("edit", [e for e in KINDS if e not in ("add", "piecewise")])
 @pytest.mark.parametrize("unit", [u for u in UNITS if u != "gap"])
 def test_an_edit_without_a_length_takes_no_unit(edit, unit):
     with pytest.raises(ValueError, match=f"edit='{edit}' takes no unit: leave it out, or choose another edit"):
-        plan(concept(), edit, unit, options_of(edit))
+        Edit.of(concept(), edit=edit, unit=unit, **options_of(edit))
 
 
-@pytest.mark.parametrize("edit", [e for e in EDITS if e not in ("clamp", "cap", "floor")])
+@pytest.mark.parametrize("edit", [e for e in KINDS if e not in ("clamp", "cap", "floor")])
 def test_a_target_is_refused_where_it_would_be_ignored(edit):
     with pytest.raises(ValueError, match=f"edit='{edit}' takes no target"):
-        plan(concept(), edit, "gap", Options(target=0.0))
+        Edit.of(concept(), edit=edit, target=0.0)
 
 
-@pytest.mark.parametrize("edit", [e for e in EDITS if e not in ("rotate", "angle")])
+@pytest.mark.parametrize("edit", [e for e in KINDS if e not in ("rotate", "angle")])
 def test_an_angle_is_refused_where_it_would_be_ignored(edit):
     with pytest.raises(ValueError, match=f"edit='{edit}' takes no theta"):
-        plan(concept(), edit, "gap", Options(theta=0.0))
+        Edit.of(concept(), edit=edit, theta=0.0)
 
 
 def test_everything_that_would_be_ignored_is_named():
     with pytest.raises(ValueError, match="takes no unit and no target and no theta"):
-        plan(concept(), "ablate", "raw", Options(target=1.0, theta=1.0))
+        Edit.of(concept(), edit="ablate", unit="raw", target=1.0, theta=1.0)
 
 
 @pytest.mark.parametrize("edit", ["clamp", "cap", "floor"])
@@ -359,13 +373,14 @@ def test_parallel_vectors_are_refused(edit):
             edited(activations(), vectors, edit)
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", KINDS)
 @pytest.mark.parametrize("scale", [0.0, -1.0])
 def test_a_block_without_a_distance_cannot_be_steered(edit, scale):
     v = concept(scale=torch.tensor([1.0, scale, 1.0]))
     with pytest.raises(ValueError, match=r"concept 0: held-out pairs show no distance between the poles at block 1"):
-        plan(v, edit, "gap", options_of(edit)).at(1, 1)
-    plan([v, concept(2)] if edit in ("rotate", "angle") else v, edit, "gap", options_of(edit)).at(2, 1)
+        Edit.of(v, edit=edit, blocks=1, **options_of(edit)).on(SHAPE)
+    vectors = [v, concept(2)] if edit in ("rotate", "angle") else v
+    Edit.of(vectors, edit=edit, blocks=2, **options_of(edit)).on(SHAPE)
 
 
 def test_a_unit_that_the_vector_does_not_know():
@@ -375,18 +390,18 @@ def test_a_unit_that_the_vector_does_not_know():
 
 def test_a_block_that_the_vector_does_not_hold():
     with pytest.raises(IndexError, match=r"the vector 'concept 0' has no block 3: it holds \[0, 1, 2\]"):
-        edited(activations(), concept(), "add", block=3)
+        Edit.of(concept(), blocks=3).on(Dimensions(D, BLOCKS + 1))
 
 
 @pytest.mark.parametrize("wrong", [[], 3, None, [concept(), "honesty"], torch.zeros(D)], ids=repr)
 def test_what_is_no_vector_is_refused(wrong):
     with pytest.raises(TypeError, match="expected a concept's name, a ConceptVector or several, or Coefficients; got"):
-        plan(wrong, "add", "gap", Options())
+        Edit.of(wrong)
 
 
 def test_vectors_of_different_sites_are_refused():
     with pytest.raises(ValueError, match="do not belong to one model and site: blocks is"):
-        plan([concept(), concept(1).at(0)], "ablate", "gap", Options())
+        Edit.of([concept(), concept(1).at(0)], edit="ablate")
 
 
 def constants() -> Coefficients:
@@ -399,15 +414,15 @@ def constants() -> Coefficients:
 )
 def test_bare_constants_take_nothing_that_they_would_ignore(edit, unit, options):
     with pytest.raises(ValueError, match="bare constants are the whole edit: leave out edit=, unit="):
-        plan(constants(), edit, unit, Options(**options))
+        Edit.of(constants(), edit=edit, unit=unit, **options)
 
 
 def test_bare_constants_do_not_know_their_block():
-    of = plan(constants(), "add", "gap", Options())
-    assert of.at(0, 1) is of.constants
+    of = Edit.of(constants(), blocks=0)
+    assert constants_at(of, 0) is of.constants
     assert not of.has_length
     with pytest.raises(ValueError, match="pass blocks="):
-        _ = of.recommended
+        Edit.of(constants()).on(SHAPE)
 
 
 @pytest.mark.parametrize(("weight", "bias"), [(torch.zeros(3, D), torch.zeros(2)), (torch.zeros(2, D), torch.zeros(3))])
@@ -417,11 +432,11 @@ def test_loreft_of_shapes_that_do_not_belong_together(weight, bias):
 
 
 def test_a_vector_of_another_shape_is_refused():
-    of = plan(concept(), "add", "gap", Options())
-    of.check_fits(D, BLOCKS)
+    of = Edit.of(concept())
+    of.on(SHAPE)
     with pytest.raises(ValueError, match=r"the vector has d_model \[16\] and the model 32: extract it from this model"):
-        of.check_fits(2 * D, BLOCKS)
+        of.on(Dimensions(2 * D, BLOCKS))
     with pytest.raises(ValueError, match="the vector holds block 2 and the model has 2"):
-        of.check_fits(D, 2)
+        of.on(Dimensions(D, 2))
     with pytest.raises(ValueError, match=r"has d_model \[16\] and the model 32"):
-        plan(constants(), "add", "gap", Options()).check_fits(2 * D, BLOCKS)
+        Edit.of(constants(), blocks=0).on(Dimensions(2 * D, BLOCKS))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import repe
-from repe.models.attachment import Attachment
+from repe.models.tracking import Attachment
 from repe.ops import may_be_probed
 from repe.ops.reference import may_write_out
-from repe.steering.scope import Strength
+from repe.steering import handle as handle_file
 from tests import oracles, zoo
 
 BLOCKS = [1, 2]
@@ -30,20 +30,20 @@ def vector_of(seed: int = 0) -> repe.ConceptVector:
 def shortcuts(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Grows with every time that the short way was taken, in any dtype."""
     taken: list[None] = []
-    plain = repe.Steering.constant
+    plain = repe.Steering.shift
 
     def counting(self: Any, hidden: Tensor, block: int) -> Tensor | None:
         added = plain(self, hidden, block)
         taken.extend([] if added is None else [None])
         return added
 
-    monkeypatch.setattr(repe.Steering, "constant", counting)
+    monkeypatch.setattr(repe.Steering, "shift", counting)
     return taken
 
 
 def the_long_way(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> Any:
     with monkeypatch.context() as patch:
-        patch.setattr(Strength, "is_one", lambda *_: False)
+        patch.setattr(handle_file, "is_uniform", lambda *_: False)
         return run()
 
 
