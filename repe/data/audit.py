@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from math import log
+from statistics import fmean
 from textwrap import fill
-from typing import Any
-
-import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
+from typing import TYPE_CHECKING, Any
 
 from repe.data.catalogue import Pairs, concept_of
-from repe.data.pairs import ContrastPair, Text, check, split
-from repe.models.tokens import encode
+from repe.data.pairs import ContrastPair, check, split
+
+if TYPE_CHECKING:
+    from repe.models.tokens import Text
 
 FEW = 64  # pairs to fit on: fewer leave the mean difference mostly noise in a thousand dimensions
 BALANCE = 0.1  # how far the poles' mean lengths may differ: length itself is well represented, and would be found
@@ -91,7 +90,7 @@ class Audit:
 
 
 def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: float = 0.25, seed: int = 0) -> Audit:
-    """Looks for what a direction could be instead of the concept. Nothing is run.
+    """Look for what a direction could be instead of the concept. Nothing is run.
 
     Args:
         pairs: contrast pairs, the path of a file of them, or the name of a concept.
@@ -106,7 +105,10 @@ def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: f
     """
     if tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"got {tokenizer!r:.60} for a tokenizer: expected one as `repe.load` returns, or None")
-    concept = concept_of(pairs, model)
+    from repe.models.load import home_of
+    from repe.models.tokens import encode
+
+    concept = concept_of(pairs, home_of(model))
     check(concept.pairs)
     fit, held = split(concept.pairs, held_out, seed)
     cut: Callable[[Text], Words] = _words if tokenizer is None else lambda text: encode(tokenizer, text)
@@ -118,11 +120,11 @@ def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: f
         fit=len(fit),
         held_out=len(held),
         unit="words" if tokenizer is None else "tokens",
-        lengths=(float(np.mean([p for p, _ in lengths])), float(np.mean([n for _, n in lengths]))),
+        lengths=(fmean(p for p, _ in lengths), fmean(n for _, n in lengths)),
         uneven=_where(max(pair) > UNEVEN * min(pair) for pair in lengths),
         telling=_telling(concept.pairs),
         wording=_wording(fit, held),
-        endings=float(np.mean([p[-1] != n[-1] for p, n in zip(positives, negatives, strict=True)])),
+        endings=fmean(p[-1] != n[-1] for p, n in zip(positives, negatives, strict=True)),
         repeated=_repeated(concept.pairs),
         contradicted=_contradicted(concept.pairs),
         seen_items=_seen(fit, held, "item"),
@@ -208,14 +210,16 @@ def _telling(pairs: Sequence[ContrastPair]) -> tuple[tuple[str, float, float], .
 
 def _wording(fit: Sequence[ContrastPair], held: Sequence[ContrastPair]) -> float:
     """The share of held-out pairs that logistic regression on single words orders rightly; ties count half."""
-    if not any(WORD.search(_flat(text)) for pair in fit for text in (pair.positive, pair.negative)):
+    import numpy as np
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    seen, unseen = ([_flat(text) for pair in side for text in (pair.positive, pair.negative)] for side in (fit, held))
+    if not any(map(WORD.search, seen)):
         return 0.5
     counter = CountVectorizer(binary=True, token_pattern=WORD.pattern)
-    seen = counter.fit_transform([_flat(text) for pair in fit for text in (pair.positive, pair.negative)])
-    model = LogisticRegression(max_iter=10_000).fit(seen, np.tile([1, 0], len(fit)))
-    scores = model.decision_function(
-        counter.transform([_flat(text) for pair in held for text in (pair.positive, pair.negative)])
-    )
+    reader = LogisticRegression(max_iter=10_000).fit(counter.fit_transform(seen), [1, 0] * len(fit))
+    scores = reader.decision_function(counter.transform(unseen))
     positive, negative = scores[0::2], scores[1::2]
     return float(np.where(np.isclose(positive, negative), 0.5, positive > negative).mean())
 
