@@ -15,7 +15,7 @@ import repe
 from repe import display
 from repe.reading.read import Reading
 from repe.reading.vector import ROWS
-from tests.plot.test_plot import contrast, curve, vector
+from tests.drawn import contrast, curve, vector
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = (SCRIPT, '" onmouseover="x', "a & b", "</div></span>", "\x1b[2J", "\u202eabc", "a\rb", "")

@@ -16,6 +16,7 @@ from repe.data.catalogue import find_task
 from repe.data.items import Item, load_items
 from repe.measuring.scoring import log_likelihoods
 from repe.measuring.sweep import sweep
+from repe.models.load import home_of
 
 ITEMS = 120
 ALPHAS = tuple(np.linspace(-4, 4, 21).tolist())
@@ -27,7 +28,7 @@ def rows(small: bool, turns: int) -> Iterator[Row]:
     vector = repe.extract(model, tokenizer, "honesty")
     alphas = ALPHAS[:3] if small else ALPHAS
     for name in ("honesty", "skills"):
-        items = load_items(find_task(name, model))[: 12 if small else ITEMS]
+        items = load_items(find_task(name, home_of(model)))[: 12 if small else ITEMS]
         found: dict[str, Any] = {}
 
         def fast(name: str = name, items: Sequence[Item] = items, found: dict[str, Any] = found) -> None:

@@ -61,9 +61,9 @@ def concepts(model: ask.Model = None) -> Answer:
     """
     from repe.data.catalogue import concepts, find
 
-    place = ask.Place(model)
-    found = concepts(place)
-    data = [{"name": name, "description": what, "file": find(name, place)} for name, what in found.items()]
+    home = ask.home(model)
+    found = concepts(home)
+    data = [{"name": name, "description": what, "file": find(name, home)} for name, what in found.items()]
     return Answer(data, table("", ["", ""], found.items()).text(width()))
 
 
@@ -89,9 +89,9 @@ def audit(concept: ask.Pairs, model: ask.Model = None) -> Answer:
     The model's tokenizer counts; the model is not run. Exits with 1 if something is to be mended.
     """
     from repe.data.audit import audit
+    from repe.data.catalogue import concept_of
 
-    place: Any = ask.Place(model)
-    found = audit(concept, ask.load_tokenizer(model), model=place)
+    found = audit(concept_of(concept, ask.home(model)), ask.load_tokenizer(model))
     return Answer(found, str(found), bad=bool(found.advice))
 
 

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
@@ -33,7 +32,7 @@ LONGEST = 256  # tokens of an answer
 def _concepts(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     from repe.data.catalogue import concepts
 
-    return [*concepts(Place(ctx.params.get("model"))).items()]
+    return [*concepts(home(ctx.params.get("model"))).items()]
 
 
 def _strengths(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -278,23 +277,21 @@ def chat_of(text: str, system: str) -> list[dict[str, str]]:
 # models and vectors
 
 
-class Place:
-    """Stands for a model of which only the folder is asked for, so that nothing is loaded."""
-
-    def __init__(self, model: str | None) -> None:
-        from repe.testbed import FOLDER
-
-        self.config = SimpleNamespace(_name_or_path=folder_of(os.fspath(FOLDER) if model is None else model))
-
-    def modules(self) -> list[Place]:
-        return [self]
+def home(model: str | None) -> Path | None:
+    """The folder of a model, of which nothing is loaded; None for a name on the hub."""
+    folder = folder_of(model)
+    return Path(folder) if os.path.isabs(folder) else None
 
 
-def folder_of(model: str) -> str:
+def folder_of(model: str | None) -> str:
     """The folder of a model, or its name on the hub. Raises FileNotFoundError for a folder that is not there.
 
     What can only be a path is not looked for on the hub.
     """
+    if model is None:
+        from repe.testbed import FOLDER
+
+        return os.fspath(FOLDER)
     path = os.path.abspath(os.path.expanduser(model))
     if os.path.isdir(path):
         return path
@@ -317,7 +314,7 @@ def load(model: str | None, device: str | None = None) -> tuple[Any, Any]:
 
 def load_tokenizer(model: str | None) -> Any:
     """The tokenizer alone, where the weights are not asked for."""
-    name = Place(model).config._name_or_path
+    name = folder_of(model)
 
     from transformers import AutoTokenizer
 
@@ -326,7 +323,7 @@ def load_tokenizer(model: str | None) -> Any:
 
 def vector_of(model: Any, tokenizer: Any, concept: str) -> Any:
     """The vector in a file, of the pairs in a file, or of a name."""
-    from repe.data.catalogue import SUFFIXES
+    from repe.data.concept import SUFFIXES
     from repe.reading.extract import extract
     from repe.reading.store import resolve
     from repe.reading.vector import ConceptVector

@@ -22,6 +22,7 @@ from repe.measuring.costs import costs
 from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_of
 from repe.measuring.sweep import BATCH_TOKENS, sweep
 from repe.measuring.tradeoff import Task, items_of, texts_of
+from repe.models.load import home_of
 from repe.models.tokens import Text
 from repe.reading.extract import extract
 from repe.reading.vector import ConceptVector
@@ -154,7 +155,7 @@ def calibrate(
         raise ValueError("readers: name at least one, such as 'mean'")
     if not (limit > 0 and budget > 0):
         raise ValueError(f"limit (nats) and budget (a share) are positive, got {limit} and {budget}")
-    source = concept_of(concept, model)
+    source = concept_of(concept, home_of(model))
     aligned, helpful = items_of(source.name if alignment is None else alignment, model), items_of(helpfulness, model)
     texts = list(texts_of(neutral, model))[:TEXTS]
     if not texts:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.ticker import MaxNLocator
 
 from repe.measuring.intervals import Array
-from repe.plot.axes import FAINT, NEGATIVE, POSITIVE, SCORE, SIZE, axes_of, entitle, ink, legend
-
-if TYPE_CHECKING:
-    from repe.reading.vector import ConceptVector
+from repe.plot import axes
+from repe.reading.read import score
+from repe.reading.vector import ConceptVector
 
 BINS = 30
 
@@ -26,7 +26,7 @@ def poles(
     block: int | None = None,
     blocks: Sequence[int] | None = None,
 ) -> Any:
-    """The scores of texts of both poles, as two histograms: how well the vector tells them apart.
+    """Draw the scores of texts of both poles, as two histograms: how well the vector tells them apart.
 
     Args:
         vector: what reads them.
@@ -40,24 +40,23 @@ def poles(
         ValueError: the activations are not of such a shape, or of the wrong blocks; or the poles have no distance.
         IndexError: the vector does not hold the block.
     """
-    block, row = _placed(vector, block)
-    if not vector.scale[row] > 0:
+    block = vector.recommended[0] if block is None else block
+    if not vector.at(block).scale > 0:
         raise ValueError(f"{vector.concept}: the poles have no distance at block {block}, so there are no scores there")
-    sides = [score_at(vector, _at(x, vector, block, blocks), row) for x in (positive, negative)]
-    ax = axes_of(ax, SIZE)
+    sides = [_scores(vector, _at(x, vector, block, blocks), block) for x in (positive, negative)]
+    ax = axes.given(ax, axes.SIZE)
     edges = np.histogram_bin_edges(np.concatenate(sides), bins=BINS)
     for name, color, side, right in (
-        ("positive", POSITIVE, sides[0], f"{(sides[0] > 0).mean():.0%} above 0"),
-        ("negative", NEGATIVE, sides[1], f"{(sides[1] < 0).mean():.0%} below 0"),
+        ("positive", axes.POSITIVE, sides[0], f"{(sides[0] > 0).mean():.0%} above 0"),
+        ("negative", axes.NEGATIVE, sides[1], f"{(sides[1] < 0).mean():.0%} below 0"),
     ):
         look = {"color": (color, 0.55), "edgecolor": color, "histtype": "stepfilled", "linewidth": 1.5}
         ax.hist(side, _around(side, edges), **look, label=f"{name}: {len(side)} texts, {right}")
-    for level in (-1, 0, 1):
-        ax.axvline(level, color=ink(), linestyle="-" if level == 0 else ":", linewidth=1)
-    ax.set(xlabel=SCORE, ylabel="texts")
+    axes.at_the_poles(ax.axvline)
+    ax.set(xlabel=axes.SCORE, ylabel="texts")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    entitle(ax, f"{vector.concept} at block {block}: the two poles")
-    legend(ax, [ax])
+    axes.entitle(ax, f"{vector.concept} at block {block}: the two poles")
+    axes.legend(ax)
     return ax
 
 
@@ -76,8 +75,10 @@ def pairs(
     block: int | None = None,
     blocks: Sequence[int] | None = None,
 ) -> Any:
-    """Contrast pairs in a plane, the poles of each joined by a line: the two directions in which all vary most; or,
-    with a vector, its score against the direction in which they vary most besides.
+    """Draw contrast pairs in a plane, the poles of each joined by a line.
+
+    The plane is that of the two directions in which all vary most; or, with a vector, its score against the direction
+    in which they vary most besides.
 
     Args:
         positive, negative: the poles' activations, pair by pair, as `repe.capture` returns them: (pairs, blocks,
@@ -90,55 +91,46 @@ def pairs(
     Raises:
         ValueError: the activations are not of such a shape, or of the wrong blocks; or not as many of either pole.
     """
-    if vector is not None:
-        block = _placed(vector, block)[0]
+    if vector is not None and block is None:
+        block = vector.recommended[0]
     sides = [_at(x, vector, block, blocks) for x in (positive, negative)]
     if sides[0].shape != sides[1].shape:
         raise ValueError(f"the poles of pairs have one shape, got {sides[0].shape} and {sides[1].shape}")
     places, labels = _plane(np.concatenate(sides), vector, block)
     ends = np.split(places, 2)
-    ax = axes_of(ax, SIZE)
-    ax.plot(*np.stack(ends).transpose(2, 0, 1), color=FAINT, linewidth=0.6, alpha=0.35, zorder=1.5)
-    for name, end, color, mark in zip(("positive", "negative"), ends, (POSITIVE, NEGATIVE), "os", strict=True):
-        ax.scatter(*end.T, s=22, color=color, marker=mark, edgecolor=ink(), linewidth=0.3, label=name)
+    ax = axes.given(ax, axes.SIZE)
+    ax.plot(*np.stack(ends).transpose(2, 0, 1), color=axes.FAINT, linewidth=0.6, alpha=0.35, zorder=1.5)
+    look = {"s": 22, "edgecolor": axes.ink(), "linewidth": 0.3}
+    ax.scatter(*ends[0].T, **look, color=axes.POSITIVE, marker="o", label="positive")
+    ax.scatter(*ends[1].T, **look, color=axes.NEGATIVE, marker="s", label="negative")
     if vector is not None:
-        for level in (-1, 0, 1):
-            ax.axvline(level, color=ink(), linestyle="-" if level == 0 else ":", linewidth=1, zorder=1)
+        axes.at_the_poles(ax.axvline)
     ax.set(xlabel=labels[0], ylabel=labels[1])
     of = "pairs" if vector is None else f"pairs of {vector.concept}"
-    entitle(ax, f"{len(ends[0])} {of}" + ("" if block is None else f" at block {block}"))
-    legend(ax, [ax])
+    axes.entitle(ax, f"{len(ends[0])} {of}" + ("" if block is None else f" at block {block}"))
+    axes.legend(ax)
     return ax
 
 
-def _plane(x: Array, vector: ConceptVector | None, block: int | None) -> tuple[Array, tuple[str, str]]:
+def _plane(x: Array, vector: ConceptVector | None, block: int | None) -> tuple[Array, list[str]]:
     """(texts, 2) and what the two are; the sign of a component is chosen so that the first half lies on its right."""
     centred = x - x.mean(0)
-    scores = None
-    if vector is not None:
-        row = vector.row(block)  # type: ignore[arg-type]
-        scores = score_at(vector, x, row)
-        read = np.asarray(vector.read[row], dtype=float)
+    total = max((centred**2).sum(), np.finfo(float).tiny)
+    if vector is not None and block is not None:
+        read = vector.at(block).read[0].double().numpy()
         centred = centred - np.outer(centred @ read, read) / (read @ read)
     u, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    shares = sizes**2 / max(((x - x.mean(0)) ** 2).sum(), np.finfo(float).tiny)
     along = u[:, :2] * sizes[:2]
     along = along * np.where(along[: len(x) // 2].mean(0) < 0, -1, 1)
-    named = [f"component {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(shares[:2])]
-    if scores is None:
-        return along, (named[0], named[1])
-    return np.stack([scores, along[:, 0]], 1), (SCORE, f"component besides ({shares[0]:.0%} of the variance)")
+    shares = [f"({size**2 / total:.0%} of the variance)" for size in sizes[:2]]
+    if vector is None or block is None:
+        return along, [f"component {i + 1} {share}" for i, share in enumerate(shares)]
+    return np.stack([_scores(vector, x, block), along[:, 0]], 1), [axes.SCORE, f"component besides {shares[0]}"]
 
 
-def score_at(vector: ConceptVector, x: Array, row: int) -> Array:
-    """(texts,), `(read . x - midpoint) / scale` of activations (texts, d_model) at the block of a row."""
-    read, midpoint, scale = (np.asarray(t[row], dtype=float) for t in (vector.read, vector.midpoint, vector.scale))
-    return (x @ read - midpoint) / scale
-
-
-def _placed(vector: ConceptVector, block: int | None) -> tuple[int, int]:
-    block = vector.recommended[0] if block is None else block
-    return block, vector.row(block)
+def _scores(vector: ConceptVector, x: Array, block: int) -> Array:
+    """(texts,), of activations (texts, d_model) at a block."""
+    return score(torch.from_numpy(x)[:, None], vector.at(block))[:, 0].numpy()
 
 
 def _at(x: Any, vector: ConceptVector | None, block: int | None, blocks: Sequence[int] | None) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from math import ceil
 from typing import Any
@@ -26,26 +26,20 @@ TINIEST = 6.0  # of a token, in points
 SIZE = (6.4, 4.0)  # of a picture, in inches
 
 
-def axes_of(ax: Any, size: tuple[float, float] = (4.8, 3.2)) -> Any:
+def given(ax: Any, size: tuple[float, float] = (4.8, 3.2)) -> Any:
     """The axes that are given, or new ones."""
     return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
-def stacked(ax: Any, size: tuple[float, float] = (6.4, 4.8)) -> Any:
+def stacked(ax: Any) -> Any:
     """Two axes, one above the other: those that are given, or the one that is given in two, or new ones."""
-    if ax is None:
-        ax = axes_of(None, size)
+    ax = given(ax, (6.4, 4.8))
     if not isinstance(ax, Axes):
         upper, lower = ax
         return upper, lower
     above, below = cells(ax, 2, beside=0.25)
     ax.set_subplotspec(above)
     return ax, ax.figure.add_subplot(below, sharex=ax)
-
-
-def with_room(ax: Any) -> Any:
-    ax.set_subplotspec(*cells(ax, 1))
-    return ax
 
 
 def cells(ax: Any, rows: int, beside: float = 0.0) -> list[Any]:
@@ -70,10 +64,26 @@ def looks(count: int) -> Iterator[dict[str, Any]]:
         yield {"color": color, "marker": mark, "linewidth": 1.2 + 2 * under, "markersize": 4 + 4 * under}
 
 
-def ring(ax: Any, x: Any, y: Any, label: str) -> None:
+def outline(ax: Any, x: Any, y: Any, mark: str, label: str = "_", **other: Any) -> None:
+    """Hollow marks in ink."""
+    look = {"color": ink(), "markerfacecolor": "none", "markersize": 9, "zorder": 4, "clip_on": False}
+    ax.plot(x, y, mark, label=label, **look | other)
+
+
+def ring(ax: Any, x: Any, y: Any, label: str = "_") -> None:
     """Around points that are chosen or recommended."""
-    look = {"color": ink(), "markerfacecolor": "none", "markersize": 12, "markeredgewidth": 1.5, "zorder": 4}
-    ax.plot(x, y, "o", **look, label=label, clip_on=False)
+    outline(ax, x, y, "o", label, markersize=11, markeredgewidth=1.5)
+
+
+def dotted(ax: Any, level: float, color: Any = None, **label: str) -> None:
+    """A level that is no datum, such as chance."""
+    ax.axhline(level, color=color or ink(), linestyle=":", linewidth=1.2, **label)
+
+
+def at_the_poles(line: Callable[..., Any]) -> None:
+    """Lines at the scores of the poles and of the middle."""
+    for level in (-1, 0, 1):
+        line(level, color=ink() if level else FAINT, linestyle=":" if level else "-", linewidth=1, zorder=1.5)
 
 
 # what is written
@@ -104,9 +114,22 @@ def moved_apart(places: Sequence[float], distance: float, limits: tuple[float, f
     return apart.tolist()
 
 
-def legend(ax: Any, panels: Sequence[Any], below: float = 4.5) -> None:
-    """Every label of the panels once, below the axes, in as many columns as there is room for."""
+def name_stacked(upper: Any, lower: Any, x: str, above: str, below: str) -> None:
+    """Name both y axes, and the x axis once where one stands above the other."""
+    small = {"fontsize": "small", "labelpad": 1, "linespacing": 1.15}
+    upper.set_ylabel(above, **small)
+    lower.set_ylabel(below, **small)
+    lower.set_xlabel(x)
+    if upper.get_position().y0 > lower.get_position().y0:
+        upper.tick_params(labelbottom=False)
+    else:
+        upper.set_xlabel(x)
+
+
+def legend(*panels: Any) -> None:
+    """Every label of the panels once, below the last of them, in as many columns as there is room for."""
     drawn: dict[str, dict[type, Any]] = {}
+    ax = panels[-1]
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             drawn.setdefault(label, {}).setdefault(type(handle), handle)
@@ -114,7 +137,7 @@ def legend(ax: Any, panels: Sequence[Any], below: float = 4.5) -> None:
     columns = max(1, int(room / (0.6 + 0.07 * max(map(len, drawn)))))
     columns = ceil(len(drawn) / ceil(len(drawn) / columns))
     handles = [tuple(parts.values()) for parts in drawn.values()]
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": below}
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4.5}
     shown = ax.legend(handles, list(drawn), ncols=columns, frameon=False, fontsize="small", **place)
     literal(shown.get_texts())
 

@@ -1,9 +1,9 @@
-"""Names in pictures, letter by letter as they are: never as formulas, and in a font that has their letters."""
+"""Names in pictures: which, and letter by letter as they are, never as formulas, in a font that has their letters."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -16,6 +16,36 @@ WIDE = (  # fonts of many scripts that systems have; asked only for what the cho
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei",
     "Yu Gothic", "Malgun Gothic", "WenQuanYi Micro Hei", "Arial Unicode MS", "Noto Sans", "Segoe UI Symbol", "Symbola",
 )  # fmt: skip
+
+
+def by_name(things: Any) -> dict[str, Any]:
+    """Name one thing, or several in a list or a mapping: by its concept, and by what else tells it from the others."""
+    if isinstance(things, Mapping):
+        named = {str(name): thing for name, thing in things.items()}
+    else:
+        several = list(things) if isinstance(things, list | tuple) else [things]
+        named = dict(zip(_told_apart(several), several, strict=True))
+    if not named:
+        raise ValueError("there is nothing to draw: give at least one")
+    return {f" {name}" if name.startswith("_") else name: thing for name, thing in named.items()}
+
+
+def concept_of(named: Mapping[str, Any], otherwise: str) -> str:
+    """The concept that all are of."""
+    concepts = {thing.concept for thing in named.values()}
+    return concepts.pop() if len(concepts) == 1 else otherwise
+
+
+def _told_apart(things: Sequence[Any]) -> list[str]:
+    names = [thing.concept for thing in things]
+    if len(set(names)) < len(names):
+        readers = [getattr(thing, "provenance", {}).get("reader") for thing in things]
+        names = [f"{name}, {reader}" if reader else name for name, reader in zip(names, readers, strict=True)]
+    seen = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, seen, strict=True)]
+
+
+# letters
 
 
 def literal(texts: Iterable[Any]) -> None:
