@@ -49,7 +49,7 @@ class Listed:
         return [*getattr(import_module(self.module), self.name)]
 
     def checked(self, text: str) -> str:
-        """Raises BadParameter, which names what is near, for a text that is none of them."""
+        """The text, if it is one of the names. Raises BadParameter if not, and names what is near."""
         if text not in (names := self.names()):
             near = "".join(f"did you mean {name}? " for name in get_close_matches(text, names, n=1))
             raise typer.BadParameter(f"got {text!r}: {near}There are {', '.join(names)}")
@@ -66,7 +66,7 @@ READERS = Listed("repe.reading.readers", "NAMES")
 
 
 def blocks_of(text: str) -> Any:
-    """Raises BadParameter for what names no blocks."""
+    """Numbers, "auto" or "all". Raises BadParameter for what names no blocks."""
     return text if text in ("auto", "all") else _numbers(text, int, "auto, all, or numbers as in 2,3")
 
 
@@ -351,7 +351,7 @@ def edit_of(model: Any, tokenizer: Any, concept: str, **options: Any) -> Edit:
 
 @contextmanager
 def steering(model: Any, tokenizer: Any, strengths: Sequence[tuple[str, float]], **options: Any) -> Iterator[None]:
-    """The model is steered along all these concepts meanwhile; a strength of 0 is none."""
+    """Steer a model along all these concepts meanwhile; a strength of 0 is none."""
     from repe.steering.steer import steer
 
     edits = [(edit_of(model, tokenizer, concept, **options), alpha) for concept, alpha in strengths]
