@@ -102,7 +102,7 @@ class Talk(cmd.Cmd):
     # the commands
 
     def do_alpha(self, rest: str) -> None:
-        """/alpha CONCEPT NUMBER: steer along a concept, as in /alpha honesty 1.5; 0 is off. Alone, show the strengths"""
+        """/alpha CONCEPT NUMBER: steer along a concept, as in /alpha honesty 1.5; alone, show strengths"""
         if not rest:
             alphas = self.conversation.alphas
             return self._note("\n".join(f"{name} {alpha:+g}" for name, alpha in alphas.items()) or "nothing is steered")
