@@ -17,13 +17,11 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from repe.models.blocks import device_of, find_stack, is_encoder_decoder
-from repe.models.generate import Halt
+from repe.models.generate import Halt, Pieces
 from repe.models.tokens import encode
 from repe.steering.edit import Concepts, Edit
 from repe.steering.scope import Scope, in_scope, needs_prompt_length
 from repe.steering.steer import steer
-
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
 
 
 class Conversation:
@@ -134,7 +132,7 @@ class Conversation:
                 handles.enter_context(steer(self.model, edit, alpha))
             output = self.model.generate(
                 batch, attention_mask=torch.ones_like(batch), past_key_values=cache, return_dict_in_generate=True,
-                streamer=Pieces(self.tokenizer, on_text), stopping_criteria=[Halt(stop)], **self.options,
+                streamer=Streamer(self.tokenizer, on_text), stopping_criteria=[Halt(stop)], **self.options,
             )  # fmt: skip
         written = output.sequences[0].tolist()
         self._keep(getattr(output, "past_key_values", None), written[:-1], len(ids))
@@ -192,32 +190,20 @@ def unmoved(scope: Scope, before: int, after: int, count: int) -> int:
     return int(moved[0]) if len(moved) else count
 
 
-class Pieces(BaseStreamer):
-    """Hands on what is written as soon as it can be read: a character may take several tokens.
-
-    What a token adds depends on the one before it, so the tokens shown last are decoded along.
-    """
+class Streamer(BaseStreamer):
+    """Hands on what is written as soon as it can be read."""
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        self.tokenizer, self.on_text = tokenizer, on_text
-        self.ids: list[int] = []
-        self.begun = self.shown = 0
-        self.is_prompt = True
+        self.pieces, self.on_text, self.is_prompt = Pieces(tokenizer), on_text, True
 
     def put(self, value: Tensor) -> None:
-        if not self.is_prompt:
-            self.ids += value.reshape(-1).tolist()
-            self._show(lambda text: not text.endswith(INCOMPLETE))
+        for token in () if self.is_prompt else value.reshape(-1).tolist():
+            self._say(self.pieces.add(token))
         self.is_prompt = False
 
     def end(self) -> None:
-        self._show(bool)
+        self._say(self.pieces.rest())
 
-    def _show(self, is_whole: Callable[[str], bool]) -> None:
-        known, text = (
-            str(self.tokenizer.decode(self.ids[self.begun : end], skip_special_tokens=True))
-            for end in (self.shown, len(self.ids))
-        )
-        if len(text) > len(known) and is_whole(text):
-            self.on_text(text[len(known) :])
-            self.begun, self.shown = self.shown, len(self.ids)
+    def _say(self, piece: str) -> None:
+        if piece:
+            self.on_text(piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from math import log
@@ -133,64 +133,44 @@ def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: f
     return replace(found, advice=tuple(_advice(found, concept.wording)))
 
 
-def _advice(a: Audit, reason: str) -> list[str]:
+def _advice(a: Audit, reason: str) -> Iterator[str]:
     """What is wrong, in the order in which it is best mended."""
+    if a.repeated:
+        stand = _many(len(a.repeated), "pair stands", "pairs stand")
+        yield f"{stand} there twice, at double weight: leave one out"
+    if a.contradicted:
+        have = _many(len(a.contradicted), "pair has", "pairs have")
+        yield f"{have} a text that stands at the other pole elsewhere: decide which it is"
+    for part, seen in (("item", a.seen_items), ("template", a.seen_templates)):
+        if seen:
+            stand = _many(len(seen), f"{part} stands", f"{part}s stand")
+            yield f"{stand} on both sides of the split: the accuracy is partly of texts seen"
+    if a.fit < FEW:
+        yield f"only {_many(a.fit, 'pair')} to fit on: {FEW} or more make a direction that is not mostly noise"
     positive, negative = a.lengths
-    loud = [word for word, p, n in a.telling if abs(p - n) > TELLING]
-    endings = round(a.endings * a.pairs)
-    rules: list[tuple[Any, str]] = [
-        (
-            a.repeated,
-            f"{_many(len(a.repeated), 'pair stands', 'pairs stand')} there twice, at double weight: leave one out",
-        ),
-        (
-            a.contradicted,
-            f"{_many(len(a.contradicted), 'pair has', 'pairs have')} a text that stands at the other pole elsewhere: "
-            "decide which it is",
-        ),
-        (
-            a.seen_items,
-            f"{_many(len(a.seen_items), 'item stands', 'items stand')} on both sides of the split: the accuracy is "
-            "partly of texts seen",
-        ),
-        (
-            a.seen_templates,
-            f"{_many(len(a.seen_templates), 'template stands', 'templates stand')} on both sides of the split: the "
-            "accuracy is partly of texts seen",
-        ),
-        (
-            a.fit < FEW,
-            f"only {_many(a.fit, 'pair')} to fit on: {FEW} or more make a direction that is not mostly noise",
-        ),
-        (
-            abs(log(positive / negative)) > log(1 + BALANCE),
+    if abs(log(positive / negative)) > log(1 + BALANCE):
+        yield (
             f"the poles differ in length, {positive:.1f} against {negative:.1f} {a.unit}, and the direction may be "
-            f"that: bring them within {BALANCE:.0%}",
-        ),
-        (
-            a.uneven,
-            f"{_many(len(a.uneven), 'pair has', 'pairs have')} one pole more than half as long again as the other, "
-            f"such as pair {min(a.uneven, default=0)}: even them out",
-        ),
-        (
-            endings,
-            f"{endings} of {_many(a.pairs, 'pair')} ({a.endings:.0%}) {'ends' if endings == 1 else 'end'} "
-            f"in different {a.unit}, and activations are read at the last: give both poles the same ending, or chats "
-            "that end with the user",
-        ),
-        (loud, f"single words give the poles away ({', '.join(loud)}): say it in other words too"),
-        (abs(a.wording - 0.5) > WORDING - 0.5, _wording_advice(a.wording, reason)),
-    ]
-    return [sentence for applies, sentence in rules if applies]
-
-
-def _wording_advice(wording: float, reason: str) -> str:
-    turned = "" if wording > 0.5 else " (the words point the other way there, which tells as much)"
-    quoted = f" (the file says: {reason})" if reason else ""
-    return (
-        f"a bag of words orders {wording:.0%} of the held-out pairs rightly{turned}, so the direction may be the "
-        f"wording: hold out templates and items that share no telling words with the rest{quoted}"
-    )
+            f"that: bring them within {BALANCE:.0%}"
+        )
+    if a.uneven:
+        have = _many(len(a.uneven), "pair has", "pairs have")
+        yield f"{have} one pole more than half as long again as the other, such as pair {a.uneven[0]}: even them out"
+    if endings := round(a.endings * a.pairs):
+        yield (
+            f"{endings} of {_many(a.pairs, 'pair')} ({a.endings:.0%}) {'ends' if endings == 1 else 'end'} in different "
+            f"{a.unit}, and activations are read at the last: give both poles the same ending, or chats that end with "
+            "the user"
+        )
+    if loud := [word for word, p, n in a.telling if abs(p - n) > TELLING]:
+        yield f"single words give the poles away ({', '.join(loud)}): say it in other words too"
+    if abs(a.wording - 0.5) > WORDING - 0.5:
+        turned = "" if a.wording > 0.5 else " (the words point the other way there, which tells as much)"
+        quoted = f" (the file says: {reason})" if reason else ""
+        yield (
+            f"a bag of words orders {a.wording:.0%} of the held-out pairs rightly{turned}, so the direction may be the "
+            f"wording: hold out templates and items that share no telling words with the rest{quoted}"
+        )
 
 
 def _many(count: int, one: str, more: str = "") -> str:

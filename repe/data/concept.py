@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import ConfigDict, ModelWrapValidatorHandler, PrivateAttr, Tag, model_validator
+from pydantic import ConfigDict, model_validator
 
-from repe.data.files import ROW_SUFFIXES, Message, Once, Row, TextOrChat, by_type, read_document, read_rows, text_of
+from repe.data.files import ROW_SUFFIXES, Message, Row, TextOrChat, once, read_document, read_rows, text_of
 from repe.data.pairs import POLES, ContrastPair, check_pair, check_text, either, leaks
 
 if TYPE_CHECKING:
@@ -104,10 +104,11 @@ def _loaded(path: Path, stamp: tuple[int, ...]) -> Concept:
 
 def _checked(located: Iterable[tuple[str, ContrastPair]], path: Path) -> tuple[ContrastPair, ...]:
     """The pairs of a file, each with the place that it stands at, once they are checked."""
-    once, pairs = Once(), []
+    places: dict[str, str] = {}
+    pairs = []
     for where, pair in located:
         check_pair(pair, where)
-        once(json.dumps([pair.positive, pair.negative], sort_keys=True), "the same pair", where)
+        once(places, json.dumps([pair.positive, pair.negative], sort_keys=True), "the same pair", where)
         pairs.append(pair)
     if not pairs:
         raise ValueError(f"{path}: no contrast pairs")
@@ -131,21 +132,8 @@ class _Poles(Row):
 
 
 class _Entry(Row):
-    """A template or an item, and at which line of its file it begins."""
-
     name: str
     held_out: bool | None = None
-    _line: int = PrivateAttr()
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _is_located(cls, row: Any, handler: ModelWrapValidatorHandler[_Entry]) -> _Entry:
-        entry = handler(row)
-        entry._line = row.line
-        return entry
-
-
-AnyEntry = TypeVar("AnyEntry", bound=_Entry)
 
 
 class _Template(_Entry):
@@ -155,10 +143,9 @@ class _Template(_Entry):
     negative: TextOrChat = ""
 
     @model_validator(mode="after")
-    def _is_of_texts(self) -> _Template:
+    def _says_something(self) -> _Template:
         for pole, text in self.poles.items():
             check_text(text, pole)
-            _check_braces(text, pole)
         return self
 
     @property
@@ -170,23 +157,20 @@ class _Template(_Entry):
 
 class _Item(_Entry):
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[
-        str,
-        Annotated[
-            Annotated[str, Tag("text")] | Annotated[_Poles, Tag("poles")],
-            by_type("a text, or one for each pole", text=str, poles=dict),
-        ],
-    ]
+    __pydantic_extra__: dict[str, str | _Poles]
 
     def fields(self, pole: str) -> dict[str, str]:
         fields = self.__pydantic_extra__.items()
         return {name: value if isinstance(value, str) else getattr(value, pole) for name, value in fields}
 
 
+AnyEntry = TypeVar("AnyEntry", _Template, _Item)
+
+
 class _Content(Row):
     concept: str
     description: str = ""
-    poles: _Poles = _Poles(**{pole: pole for pole in POLES})
+    poles: _Poles = _Poles(positive="positive", negative="negative")
     prompts: _Poles | None = None
     wording: str = ""
     sources: list[str] = []
@@ -220,38 +204,35 @@ def _crossed(content: _Content, path: Path) -> Iterator[tuple[str, ContrastPair]
 
 def _sides(entries: Sequence[AnyEntry], kind: str, path: Path) -> list[tuple[AnyEntry, bool | None]]:
     """The templates (or items), each with whether it is held out: None for all of them where no one says so."""
-    once = Once()
+    places: dict[str, str] = {}
     for entry in entries:
-        once(entry.name, f"the {kind} {entry.name!r}", f"{path}, line {entry._line}")
+        once(places, entry.name, f"the {kind} {entry.name!r}", f"{path}, line {entry._line}")
     decided = any(entry.held_out is not None for entry in entries)
     return [(entry, bool(entry.held_out) if decided else None) for entry in entries]
 
 
-def _contents(text: Text) -> list[str]:
-    return [text] if isinstance(text, str) else [message["content"] for message in text]
-
-
 def _names(text: Text) -> set[str]:
     """The fields that a text asks for."""
-    return {found[1] for content in _contents(text) for found in BRACES.finditer(content) if found[1]}
-
-
-def _check_braces(text: Text, where: str) -> None:
-    for content in _contents(text):
-        for found in BRACES.finditer(content):
-            if found[0] in ("{", "}"):
-                near = content[max(0, found.start() - 20) : found.start() + 20]
-                raise ValueError(
-                    f"{where}: the {found[0]!r} in {near!r} belongs to no {{field}}: write a literal brace twice, "
-                    f"{2 * found[0]!r}"
-                )
+    contents = [text] if isinstance(text, str) else [message["content"] for message in text]
+    return {found[1] for content in contents for found in BRACES.finditer(content) if found[1]}
 
 
 def _filled(text: Text, fields: Mapping[str, str], where: str) -> Text:
     if not isinstance(text, str):
         return tuple({**message, "content": str(_filled(message["content"], fields, where))} for message in text)
-    if missing := sorted(_names(text) - set(fields)):
+
+    def value(found: re.Match[str]) -> str:
+        if found[0] in ("{{", "}}"):
+            return found[0][0]
+        if found[1] in fields:
+            return fields[found[1]]
+        if found[1]:
+            there = ", ".join(fields) or "no field"
+            raise ValueError(f"{where}: the template asks for {found[0]}, and the item has {there}")
+        near = text[max(0, found.start() - 20) : found.start() + 20]
         raise ValueError(
-            f"{where}: the template asks for {{{missing[0]}}}, and the item has {', '.join(fields) or 'no field'}"
+            f"{where}: the {found[0]!r} in {near!r} belongs to no {{field}}: write a literal brace twice, "
+            f"{2 * found[0]!r}"
         )
-    return BRACES.sub(lambda found: fields[found[1]] if found[1] else found[0][0], text)
+
+    return BRACES.sub(value, text)

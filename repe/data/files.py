@@ -14,9 +14,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -37,20 +37,21 @@ TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\n]')  # of JSON, as far as it takes t
 
 
 class Row(BaseModel):
-    """An object in a file: these keys alone, with values of these very types."""
+    """An object in a file: these keys alone, with values of these very types. It knows the line that it begins in."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+    _line: int = 0
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _has_known_keys(cls, row: Any) -> Any:
-        """Refuse others as pydantic does, but say which there are."""
+    def _is_known_and_located(cls, row: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
         unknown = sorted(set(row) - set(cls.model_fields)) if isinstance(row, dict) else []
-        if unknown and cls.model_config["extra"] == "forbid":
-            raise ValueError(
-                f"unknown {', '.join(map(repr, unknown))}: there are {', '.join(sorted(cls.model_fields))}"
-            )
-        return row
+        if unknown and cls.model_config["extra"] == "forbid":  # pydantic does not say which keys there are
+            known = ", ".join(sorted(cls.model_fields))
+            raise ValueError(f"unknown {', '.join(map(repr, unknown))}: there are {known}")
+        found = read(row)
+        found._line = getattr(row, "line", 0)
+        return found
 
     def one_of(self, *choices: Sequence[str]) -> list[str]:
         """Tell which of several sets of keys is given. Raises ValueError if it is not exactly one."""
@@ -68,23 +69,11 @@ class Message(Row):
     content: str
 
 
-def by_type(expected: str, **tags: type) -> Discriminator:
-    """Tell the kinds of a value apart by its type, so that an error is of that kind alone."""
-    return Discriminator(
-        lambda value: next((tag for tag, kind in tags.items() if isinstance(value, kind)), None),
-        custom_error_type="kind",
-        custom_error_message=expected,
-    )
-
-
-TextOrChat = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Message], Tag("chat")],
-    by_type("a text or a list of messages", text=str, chat=list),
-]
+TextOrChat = str | list[Message]
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
-def text_of(value: str | list[Message]) -> str | tuple[dict[str, str], ...]:
+def text_of(value: TextOrChat) -> str | tuple[dict[str, str], ...]:
     """A text, or a chat as plain messages."""
     return value if isinstance(value, str) else tuple(message.model_dump() for message in value)
 
@@ -111,17 +100,11 @@ def read_rows(source: str | os.PathLike[str], schema: type[AnyRow], content: str
         yield f"{path}, line {number}", _checked(schema, row, path, number)
 
 
-class Once:
-    """Refuses what stands in a file for the second time."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, str] = {}
-
-    def __call__(self, thing: str, what: str, where: str) -> None:
-        """Note a thing, which the error calls `what`. Raises ValueError if it was seen before."""
-        if first := self.places.get(thing):
-            raise ValueError(f"{where}: {what} stands already at {first}")
-        self.places[thing] = where
+def once(places: dict[str, str], thing: str, what: str, where: str) -> None:
+    """Note where a thing stands in a file. Raises ValueError, which says what it is, if it is there already."""
+    if thing in places:
+        raise ValueError(f"{where}: {what} stands already at {places[thing]}")
+    places[thing] = where
 
 
 def _read(path: Path) -> str:
@@ -211,7 +194,10 @@ def _checked(schema: type[AnyRow], value: Any, path: Path, line: int = 1) -> Any
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise ValueError(f"{path}, {_told(error.errors()[0], value, line)}") from None
+        faults = error.errors()
+        # A list or an object that may also be a text is not meant as one.
+        meant = (f for f in faults if f["type"] != "string_type" or not isinstance(f["input"], list | dict))
+        raise ValueError(f"{path}, {_told(next(meant, faults[0]), value, line)}") from None
 
 
 def _told(fault: ErrorDetails, value: Any, line: int) -> str:
@@ -220,7 +206,7 @@ def _told(fault: ErrorDetails, value: Any, line: int) -> str:
     for key in fault["loc"]:
         try:
             value = value[key]
-        except (KeyError, TypeError):  # a tag, which is no key, or a key that is missing
+        except (KeyError, TypeError):  # a kind of a union, which is no key, or a key that is missing
             continue
         line, names = getattr(value, "line", line), names + (f"[{key}]" if isinstance(key, int) else f".{key}")
     return f"line {line}: {f'{names[1:]}: ' * bool(names)}{_said(fault)}"

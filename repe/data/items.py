@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pydantic import model_validator
+from pydantic import ModelWrapValidatorHandler, model_validator
 
-from repe.data.files import Message, Once, Row, read_rows, text_of
+from repe.data.files import Message, Row, once, read_rows, text_of
 from repe.data.pairs import check_text
 
 if TYPE_CHECKING:
@@ -86,17 +86,17 @@ class _ItemRow(_TextRow):
     options: list[str] = []
     answer: Any = 0
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _gathers_columns(cls, row: Any) -> Any:
+    def _gathers_columns(cls, row: Any, read: ModelWrapValidatorHandler[_ItemRow]) -> _ItemRow:
         """Take `option_0`, `option_1`, ... for the `options`."""
         names = [name for name in row if re.fullmatch(r"option_\d+", name)] if isinstance(row, dict) else []
         if not names or "options" in row:
-            return row
+            return read(row)
         options = [row.get(f"option_{number}") for number in range(len(names))]
         if None in options:
             raise ValueError(f"expected options in option_0, option_1, ... with none left out, got {', '.join(names)}")
-        return {key: value for key, value in row.items() if key not in names} | {"options": options}
+        return read({key: value for key, value in row.items() if key not in names} | {"options": options})
 
     @model_validator(mode="after")
     def _has_an_answer(self) -> _ItemRow:
@@ -127,10 +127,11 @@ def _number(answer: Any, options: Sequence[str]) -> int:
 
 
 def _read(path: str | os.PathLike[str], schema: type[Any], content: str) -> list[Any]:
-    once, found = Once(), []
+    places: dict[str, str] = {}
+    found = []
     for where, row in read_rows(path, schema, content):
         if row.id:
-            once(row.id, f"the id {row.id!r}", where)
+            once(places, row.id, f"the id {row.id!r}", where)
         found.append(row)
     if not found:
         raise ValueError(f"{path}: no {content}: expected at least one")

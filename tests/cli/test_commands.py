@@ -21,6 +21,7 @@ import repe
 from repe import cli
 from repe.cli import arguments, terminal
 from repe.models.files import draft_of
+from repe.models.load import home_of
 from repe.reading import readers, store
 from repe.steering import kinds
 from repe.steering.edit import EditOptions
@@ -228,7 +229,7 @@ def test_answers_are_those_of_the_library(run, testbed, tmp_path):
 
 
 def test_a_system_message_stands_before_the_text(run, testbed):
-    system = repe.data.catalogue.concept_of("honesty", testbed[0]).prompts["negative"]
+    system = repe.data.catalogue.concept_of("honesty", home_of(testbed[0])).prompts["negative"]
     (expected,) = repe.generate(
         *testbed, [[{"role": "system", "content": system}, {"role": "user", "content": QUESTION}]]
     )

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import repe
-from repe.cli.conversation import Conversation, Pieces, unmoved
+from repe.cli.conversation import Conversation, unmoved
 from repe.models.blocks import find_stack
 from repe.models.tokens import encode
 from repe.steering.edit import Edit
@@ -248,22 +248,6 @@ def test_an_answer_comes_in_pieces_and_is_kept_as_far_as_it_came(tokenizer):
     assert conversation.messages[-1] == {"role": "assistant", "content": answer}
     assert_answers_like_a_fresh_one(conversation, QUESTIONS[1])
     assert conversation.reused
-
-
-@pytest.mark.parametrize(
-    "text", ["a b  c\n\nd", "héllo, wörld", "日本語 中文", "😀👩‍👩‍👧 x", "the trade of Abrin Tolva"]
-)
-def test_pieces_are_the_text_and_no_character_comes_broken(testbed, text):
-    tokenizer, pieces = testbed[1], []
-    shower = Pieces(tokenizer, pieces.append)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    shower.put(torch.tensor([[1, 2, 3]]))  # the prompt
-    for token in ids:
-        shower.put(torch.tensor([token]))
-    shower.end()
-    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
-    assert len(pieces) > 1
 
 
 def test_an_answer_that_breaks_off_was_never_asked_for(tokenizer):

@@ -141,7 +141,7 @@ ITEM = {"name": "i", "x": {"positive": "a", "negative": "b"}}
         ),
         (
             concept(items=[{"name": "i", "who": 3, "claim": "x"}]),
-            r"line 1: items\[0\].who: expected a text, or one for each pole, got 3",
+            r"line 1: items\[0\].who: expected a text, got 3",
         ),
         (concept(description=3), "line 1: description: expected a text, got 3"),
         (concept(wording=["x"]), r"line 1: wording: expected a text, got \['x'\]"),
@@ -178,13 +178,13 @@ ITEM = {"name": "i", "x": {"positive": "a", "negative": "b"}}
         ),
         (
             concept(templates=[{"name": "t", "text": "{claim} {1}"}]),
-            r"templates\[0\]: positive: the '{' in '{claim} .1}' belongs to no {field}: write a literal .* twice, '{{'",
+            "template 't', item 'sky' .line 1.: the '{' in '{claim} .1}' belongs to no {field}: write .* twice, '{{'",
         ),
         (
             concept(templates=[{"name": "t", "messages": [{"role": "user", "content": "{claim} }"}]}]),
-            r"templates\[0\]: positive: the '}' in '{claim} }' belongs to no {field}: write .* twice, '}}'",
+            "item 'sky' .line 1.: the '}' in '{claim} }' belongs to no {field}: write .* twice, '}}'",
         ),
-        (concept(templates=[{"name": "t", "text": "{ claim }"}]), r"templates\[0\]: positive: the '{' in '{ claim }'"),
+        (concept(templates=[{"name": "t", "text": "{ claim }"}]), "item 'sky' .line 1.: the '{' in '{ claim }'"),
         (
             '{"concept": "a", "templates": [], "items": [{"name": "i", "x": "a", "x": "b"}]}',
             "line 1: the key 'x' stands twice in one object: {'name': 'i'",
@@ -203,9 +203,7 @@ def test_a_file_is_named_by_the_lines_of_its_template_and_item(tmp_path):
     assert line == {"a": 12, "b": 16, "sky": 22, "sea": 30}
     with pytest.raises(ValueError, match=r"honesty.json, line 16: template 'b', item 'sky' \(line 22\): .* identical"):
         load_concept(written(tmp_path, text))
-    with pytest.raises(
-        ValueError, match=r"honesty.json, line 30: items\[1\].who: expected a text, or one for each pole, got 3"
-    ):
+    with pytest.raises(ValueError, match=r"honesty.json, line 30: items\[1\].who: expected a text, got 3"):
         load_concept(written(tmp_path, text.replace('"Bob"', "3")))
 
 
@@ -271,7 +269,7 @@ def test_csv(tmp_path):
     [
         ("x.jsonl", "\n", "x.jsonl: no contrast pairs"),
         ("x.jsonl", '{"positive": "a"}', "x.jsonl, line 1: 'negative' is missing"),
-        ("x.jsonl", '{"positive": "a", "negative": 3}', "1: negative: expected a text or a list of messages, got 3"),
+        ("x.jsonl", '{"positive": "a", "negative": 3}', "1: negative: expected a text, got 3"),
         ("x.jsonl", '{"positive": "a", "negative": ""}', "line 1: negative is empty"),
         ("x.jsonl", '{"positive": "a", "negative": []}', "line 1: negative is empty"),
         ("x.jsonl", '{"positive": "a", "negative": "a"}', "line 1: .* identical"),

@@ -56,7 +56,7 @@ def test_cells_are_texts_but_for_true_and_false_where_a_flag_stands(tmp_path):
             '{"text": "a", "txt": 1, "Text": 1}',
             "line 1: unknown 'Text', 'txt': there are held_out, notes, text",
         ),
-        ("x.jsonl", '{"text": 3}', "line 1: text: expected a text or a list of messages, got 3"),
+        ("x.jsonl", '{"text": 3}', "line 1: text: expected a text, got 3"),
         ("x.jsonl", '{"text": ["a"]}', r"line 1: text\[0\]: expected names with values, got 'a'"),
         ("x.jsonl", '{"text": [{"role": "user"}]}', r"line 1: text\[0\]: 'content' is missing"),
         ("x.jsonl", '{"text": "a", "held_out": 1}', "line 1: held_out: expected true or false, got 1"),
