@@ -1,9 +1,11 @@
 """Families: the table fits the models it names, and a family that a user registers is known to all of the library."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -328,3 +330,23 @@ def test_a_part_that_a_block_does_not_have_is_an_error_that_names_the_entry(toy:
             find_stack(toy).site("attention", 0)
         with pytest.raises(ValueError, match=r"cannot be baked exactly: it has no part 'mixing.giving'"):
             repe.bake(toy, oracles.vector())
+
+
+# the page that says how
+
+PAGE = (Path(repe.__file__).parents[1] / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
+
+
+def test_the_code_of_the_page_runs_and_makes_the_model_known(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    before, names = known_families(), {"model": toy}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(code, names)
+    first, second = re.findall(r"family .*\n" + 3 * r".*\n" + ".*", capsys.readouterr().out)
+    assert first.count("refused") == 4
+    assert second.count("exact") == 4
+    assert known_families() == before
+
+
+def test_the_page_tells_of_every_field() -> None:
+    rows = re.findall(r"^\| (`.*?`) \|", PAGE.split("## The fields")[1], re.MULTILINE)
+    assert re.findall(r"\w+", " ".join(rows)) == [field.name for field in dataclasses.fields(Family)]
