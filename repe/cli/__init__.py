@@ -320,15 +320,13 @@ def bake(
     out: Annotated[Path, typer.Option("--out", "-o", help="The new model's folder.")],
     model: ask.Model = None,
     device: ask.Device = None,
-    edit: ask.Kind = None,
-    blocks: ask.Blocks = None,
-    unit: ask.Unit = None,
+    **editing: Unpack[ask.Editing],
 ) -> Answer:
     """Fold steering into a model's weights.
 
     What is saved is an ordinary checkpoint, which costs nothing more to run.
     """
-    options = ask.given({"edit": edit, "blocks": blocks, "unit": unit})
+    options = ask.given(editing)
     if not steer:
         raise typer.BadParameter("name what to bake, as in --steer honesty=1.5", param_hint="--steer")
     if out.exists():
@@ -336,8 +334,8 @@ def bake(
     loaded, tokenizer = ask.load(model, device)
     from repe.steering.bake import bake
 
-    chosen = [(ask.vectors_of(loaded, tokenizer, concept), alpha) for concept, alpha in steer]
-    baked = [bake(loaded, vectors, alpha, **options) for vectors, alpha in chosen]
+    edits = [(ask.edit_of(loaded, tokenizer, concept, **options), alpha) for concept, alpha in steer]
+    baked = [bake(loaded, edit, alpha) for edit, alpha in edits]
     with draft_of(out) as folder:
         loaded.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

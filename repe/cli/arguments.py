@@ -21,7 +21,6 @@ import typer
 from repe.cli.terminal import is_watched
 
 if TYPE_CHECKING:
-    from repe.reading.vector import ConceptVector
     from repe.steering.edit import Edit
 
 LONGEST = 256  # tokens of an answer
@@ -271,17 +270,12 @@ def vector_of(model: Any, tokenizer: Any, concept: str) -> Any:
         return resolve(model, concept, tokenizer)
 
 
-def vectors_of(model: Any, tokenizer: Any, concept: str) -> list[ConceptVector]:
-    """The vector of a concept, or those of several with a + between them, which span a plane."""
-    names = [concept] if os.path.exists(concept) else concept.split("+")
-    return [vector_of(model, tokenizer, name) for name in names]
-
-
 def edit_of(model: Any, tokenizer: Any, concept: str, **options: Any) -> Edit:
-    """The edit along what `vectors_of` finds."""
+    """The edit along a concept, or along several with a + between them, which span a plane."""
     from repe.steering.edit import Edit
 
-    return Edit.of(vectors_of(model, tokenizer, concept), **options)
+    names = [concept] if os.path.exists(concept) else concept.split("+")
+    return Edit.of([vector_of(model, tokenizer, name) for name in names], **options)
 
 
 @contextmanager

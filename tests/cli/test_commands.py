@@ -276,7 +276,7 @@ def test_a_plus_joins_concepts_to_a_plane(run, testbed, tmp_path, words, how):
     for plane in ("honesty+happiness", "happiness+honesty"):
         said = data(run("generate", "The road", "--raw", "-n", "12", "-s", f"{plane}=1", *words, "--json"))["answers"]
         assert ([row["answer"] for row in said] == expected) is (plane == "honesty+happiness" or "theta" not in how)
-    assert [v.concept for v in arguments.vectors_of(model, tokenizer, str(file))] == ["happiness"]
+    assert arguments.edit_of(model, tokenizer, str(file)).name == "happiness"
 
 
 def test_texts_come_from_arguments_standard_input_and_files(run, tmp_path):
