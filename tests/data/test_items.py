@@ -13,7 +13,7 @@ from repe.data.items import Item, load_items
 from repe.measuring.scoring import check_causal, log_likelihoods
 from repe.models.tokens import encode
 from tests import zoo
-from tests.reading.test_capture import plain_vector
+from tests.oracles import plain_vector
 
 ITEMS = [
     Item("is it so", (" yes", " no"), 0),
@@ -34,19 +34,9 @@ def log_likelihood_by_hand(model, tokenizer, item, option):
     return total
 
 
-def test_handles_that_are_attached_are_told_where_prompts_end_unless_others_are_named(model, tokenizer):
-    with repe.steer(model, plain_vector(model), 3.0, scope="answer") as handle:
-        named = log_likelihoods(model, tokenizer, ITEMS, steering=[handle])
-        found = log_likelihoods(model, tokenizer, ITEMS)
-        untold = log_likelihoods(model, tokenizer, ITEMS, steering=[])
-        assert handle.prompt_length is None
-    assert all(map(torch.equal, found, named))
-    assert not any(map(torch.equal, untold, named))
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_log_likelihoods_are_the_sums_over_the_options_tokens(model, tokenizer, batch_size):
-    got = log_likelihoods(model, tokenizer, ITEMS, batch_size=batch_size)
+@pytest.mark.parametrize("batch_tokens", [1, 40, 8192])
+def test_log_likelihoods_are_the_sums_over_the_options_tokens(model, tokenizer, batch_tokens):
+    got = log_likelihoods(model, tokenizer, ITEMS, batch_tokens=batch_tokens)
     for item, scores in zip(ITEMS, got, strict=True):
         expected = [log_likelihood_by_hand(model, tokenizer, item, option) for option in item.options]
         torch.testing.assert_close(scores.double(), torch.tensor(expected).double(), atol=1e-4, rtol=1e-4)
@@ -56,7 +46,7 @@ def test_the_scope_answer_edits_the_last_prompt_token_and_the_option(model, toke
     """Against a plain hook that edits just these tokens of each text alone."""
     vector = plain_vector(model)
     with repe.steer(model, vector, 3.0, scope="answer") as handle:
-        got = log_likelihoods(model, tokenizer, ITEMS, steering=[handle])
+        got = log_likelihoods(model, tokenizer, ITEMS)
         assert handle.prompt_length is None
     for item, scores in zip(ITEMS, got, strict=True):
         first = len(encode(tokenizer, item.prompt)) - 1
@@ -77,9 +67,9 @@ def test_a_failed_measurement_gives_handles_their_prompt_length_back(model, toke
         handle.prompt_length = 5
         bad = [Item("a", ("b", ""), 0)]
         with pytest.raises(ValueError, match="option '' has no tokens"):
-            log_likelihoods(model, tokenizer, bad, steering=[handle])
+            log_likelihoods(model, tokenizer, bad)
         assert handle.prompt_length == 5
-        log_likelihoods(model, tokenizer, ITEMS, steering=[handle])
+        log_likelihoods(model, tokenizer, ITEMS)
         assert handle.prompt_length == 5
 
 
@@ -136,7 +126,7 @@ def test_the_head_runs_only_where_an_option_is_predicted(model, tokenizer):
     model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
     item = Item("a long prompt of many tokens", ("b", "cde"))
     log_likelihoods(model, tokenizer, [item])
-    assert seen == [4]  # the last of the prompt, and the three of the longer option
+    assert seen == [3]  # the last of the prompt, and two of the longer option, whose last predicts nothing
 
 
 def test_line_separators_inside_a_text_do_not_end_the_line(tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 import repe
 from tests import zoo
-from tests.reading.test_capture import plain_vector
+from tests.oracles import plain_vector
 
 TEXTS = ["a", "the quick brown fox", [{"role": "user", "content": "count"}]]
 
