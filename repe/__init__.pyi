@@ -26,6 +26,7 @@ from .reading.read import Reading as Reading
 from .reading.read import read as read
 from .reading.vector import ConceptVector as ConceptVector
 from .steering.bake import bake as bake
+from .steering.check import check as check
 from .steering.gate import Gate as Gate
 from .steering.handle import Steering as Steering
 from .steering.handle import detach as detach

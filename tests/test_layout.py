@@ -133,3 +133,25 @@ def test_the_changelog_leads_to_files_that_are_there():
         full, *same_room = re.findall(r"`(.+?)`", row)
         room = full.rpartition(".")[0]
         assert {name.removeprefix("repe.") for name in (full, *(room + name for name in same_room))} <= set(FILES)
+
+
+@pytest.mark.parametrize("room", ["data", "measuring", "models", "reading", "steering"])
+def test_a_public_name_of_a_room_is_never_the_file_of_the_same_name(room):
+    files = [module for module in FILES if module.startswith(f"{room}.")]
+    code = (
+        f"import importlib, types\nfor file in {files}: importlib.import_module('repe.' + file)\n"
+        f"room = importlib.import_module('repe.{room}')\n"
+        "print(*[n for n in room.__all__ if isinstance(getattr(room, n), types.ModuleType)], len(room.__all__) > 3)"
+    )
+    assert run(code) == "True\n"
+
+
+def test_log_p_is_computed_in_one_place():
+    names = re.compile(r"log_softmax|logsumexp|cross_entropy\(|\.softmax\(")
+    found = [
+        m
+        for m, path in FILES.items()
+        if room_of(m) in ("measuring", "widgets", "cli") and names.search(path.read_text())
+    ]
+    assert found == ["measuring.scoring"]
+    assert len(names.findall(FILES["measuring.scoring"].read_text())) == 1

@@ -251,3 +251,10 @@ def tokenizer(pad: bool = True, chat: bool = True) -> PreTrainedTokenizerFast:
         chat_template=_CHAT_TEMPLATE if chat else None,
         padding_side="left",
     )
+
+
+class Bytes:
+    """What decodes tokens that are bytes; a character that is incomplete, or none, is U+FFFD."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return bytes(ids).decode(errors="replace")

@@ -17,6 +17,7 @@ from repe.data.items import Item, load_items
 from repe.measuring.answers import answers_of
 from repe.measuring.scoring import log_probability
 from repe.measuring.sweep import Exam, sweep
+from repe.models.load import home_of
 from repe.models.tokens import pad
 
 ITEMS = 120
@@ -29,7 +30,7 @@ def rows(small: bool, turns: int) -> Iterator[Row]:
     vector = repe.extract(model, tokenizer, "honesty")
     alphas = ALPHAS[:3] if small else ALPHAS
     for name in ("honesty", "skills"):
-        items = load_items(find_task(name, model))[: 12 if small else ITEMS]
+        items = load_items(find_task(name, home_of(model)))[: 12 if small else ITEMS]
         found: dict[str, Any] = {}
 
         def fast(name: str = name, items: Sequence[Item] = items, found: dict[str, Any] = found) -> None:

@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import typer
 
@@ -61,10 +61,23 @@ def concepts(model: ask.Model = None) -> Answer:
     """
     from repe.data.catalogue import concepts, find
 
-    place = ask.Place(model)
-    found = concepts(place)
-    data = [{"name": name, "description": what, "file": find(name, place)} for name, what in found.items()]
+    home = ask.home(model)
+    found = concepts(home)
+    data = [{"name": name, "description": what, "file": find(name, home)} for name, what in found.items()]
     return Answer(data, table("", ["", ""], found.items()).text(width()))
+
+
+@command(app)
+def edits() -> Answer:
+    """List the kinds of edit, and the options that each takes."""
+    from repe.steering.kinds import KINDS, options_of
+
+    data = [
+        {"kind": name, "options": sorted(options_of(name)), "description": str(kind.__doc__).partition("\n")[0]}
+        for name, kind in KINDS.items()
+    ]
+    rows = [(row["kind"], " ".join(f"--{option}" for option in row["options"]), row["description"]) for row in data]
+    return Answer(data, table("", ["", "", ""], rows).text(width()))
 
 
 @command(app)
@@ -76,9 +89,9 @@ def audit(concept: ask.Pairs, model: ask.Model = None) -> Answer:
     The model's tokenizer counts; the model is not run. Exits with 1 if something is to be mended.
     """
     from repe.data.audit import audit
+    from repe.data.catalogue import concept_of
 
-    place: Any = ask.Place(model)
-    found = audit(concept, ask.load_tokenizer(model), model=place)
+    found = audit(concept_of(concept, ask.home(model)), ask.load_tokenizer(model))
     return Answer(found, str(found), bad=bool(found.advice))
 
 
@@ -88,8 +101,8 @@ def extract(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. [default: CONCEPT.safetensors]")] = None,
     model: ask.Model = None,
     device: ask.Device = None,
-    reader: ask.Reader = "mean",
-    blocks: ask.EveryBlock = "all",
+    reader: ask.Reader = None,
+    blocks: ask.Blocks = "all",
     site: Annotated[str, typer.Option(help="block, attention, mlp or embedding.")] = "block",
     held_out: Annotated[float, typer.Option(help="The share of templates and items held out.")] = 0.25,
     seed: ask.Seed = 0,
@@ -99,13 +112,12 @@ def extract(
 
     It is judged block by block on pairs that are held out, and saved.
     """
-    at = ask.blocks_of(blocks)
     loaded, tokenizer = ask.load(model, device)
     from repe.reading.extract import extract
 
     vector = extract(
-        loaded, tokenizer, concept, reader=reader, blocks=at, site=site, held_out=held_out, seed=seed,
-        batch_size=batch_size, progress=is_watched(),
+        loaded, tokenizer, concept, blocks=blocks, site=site, held_out=held_out, seed=seed, batch_size=batch_size,
+        progress=is_watched(), **ask.given({"reader": reader}),
     )  # fmt: skip
     path = vector.save(out or f"{vector.concept}.safetensors")
     return Answer({**stored.about(vector), "file": path}, f"{vector.text()}\nsaved: {path}")
@@ -121,7 +133,7 @@ def read(
     device: ask.Device = None,
     chat: Annotated[bool, typer.Option("--chat", help="The texts are what a user says, up to the answer.")] = False,
     system: ask.System = "",
-    blocks: ask.EveryBlock = "all",
+    blocks: ask.Blocks = "all",
     steer: ask.Steer = None,
 ) -> Answer:
     """Score every token of texts for a concept.
@@ -129,14 +141,14 @@ def read(
     The concept's poles stand at -1 and +1. Shown are the scores at the blocks that the vector recommends; --json has
     those of all --blocks.
     """
-    given, at, strengths = ask.texts_of(texts, file), ask.blocks_of(blocks), ask.strengths_of(steer)
+    given = ask.texts_of(texts, file)
     loaded, tokenizer = ask.load(model, device)
     from repe.reading.read import read
 
     vector = ask.vector_of(loaded, tokenizer, concept)
     asked: Any = [ask.chat_of(text, system) for text in given] if chat or system else given
-    with ask.steering(loaded, tokenizer, strengths):
-        readings = read(loaded, tokenizer, asked, vector, blocks=at, progress=is_watched())
+    with ask.steering(loaded, tokenizer, steer or []):
+        readings = read(loaded, tokenizer, asked, vector, blocks=blocks, progress=is_watched())
     data = [
         {"text": text, "concept": r.concept, "tokens": r.tokens, "blocks": r.blocks, "recommended": r.recommended}
         | {"best": r.best, "scores": r.scores}
@@ -154,22 +166,18 @@ def generate(
     device: ask.Device = None,
     system: ask.System = "",
     raw: Annotated[bool, typer.Option("--raw", help="Continue the texts, and do not answer them as a chat.")] = False,
-    edit: ask.Edit = "add",
-    scope: ask.Scope = "all",
-    blocks: ask.Blocks = "auto",
-    unit: ask.Unit = "gap",
-    target: ask.Target = None,
     max_new_tokens: ask.NewTokens = ask.LONGEST,
     temperature: ask.Temperature = None,
     seed: ask.Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that are answered together.")] = 16,
+    **editing: Unpack[ask.Editing],
 ) -> Answer:
     """Answer texts, steered or not.
 
     A text is what a user says, where the model has a chat template; else it is continued.
     """
-    given, strengths = ask.texts_of(texts, file), ask.strengths_of(steer)
-    how, options = ask.how_of(edit, scope, blocks, unit, target), ask.writing_of(max_new_tokens, temperature)
+    given, strengths = ask.texts_of(texts, file), steer or []
+    options, writing = ask.given(editing), ask.writing_of(max_new_tokens, temperature)
     loaded, tokenizer = ask.load(model, device)
     import torch
     from tqdm import tqdm
@@ -182,9 +190,9 @@ def generate(
     asked: list[Any] = [ask.chat_of(text, system) for text in given] if is_chat else list(given)
     torch.manual_seed(seed)
     answers: list[str] = []
-    with ask.steering(loaded, tokenizer, strengths, how):
+    with ask.steering(loaded, tokenizer, strengths, **options):
         for start in tqdm(range(0, len(asked), batch_size), "generate", disable=not is_watched() or len(asked) == 1):
-            answers += generate(loaded, tokenizer, asked[start : start + batch_size], **options)
+            answers += generate(loaded, tokenizer, asked[start : start + batch_size], **writing)
     data = [{"text": text, "answer": answer} for text, answer in zip(given, answers, strict=True)]
     shown = [f"> {row['text']}\n{row['answer']}" for row in data] if len(data) > 1 else answers
     return Answer({"steering": dict(strengths), "answers": data}, visible("\n\n".join(shown)))
@@ -196,24 +204,19 @@ def chat(
     model: ask.Model = None,
     device: ask.Device = None,
     system: ask.System = "",
-    edit: ask.Edit = "add",
-    scope: ask.Scope = "all",
-    blocks: ask.Blocks = "auto",
-    unit: ask.Unit = "gap",
-    target: ask.Target = None,
     max_new_tokens: ask.NewTokens = ask.LONGEST,
     temperature: ask.Temperature = None,
     seed: ask.Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     debug: Debug = False,
+    **editing: Unpack[ask.Editing],
 ) -> None:
     """Talk with a model, and steer it while you talk.
 
     /alpha honesty 1.5 changes a strength, and /help lists all such commands. Earlier turns stay cached; once a strength
     changes, they are run anew under it.
     """
-    strengths = ask.strengths_of(steer)
-    how, options = ask.how_of(edit, scope, blocks, unit, target), ask.writing_of(max_new_tokens, temperature)
+    options, writing = ask.given(editing), ask.writing_of(max_new_tokens, temperature)
     loaded, tokenizer = ask.load(model, device)
     import torch
 
@@ -221,9 +224,9 @@ def chat(
     from repe.cli.talk import Talk
 
     torch.manual_seed(seed)
-    conversation = Conversation(loaded, tokenizer, system, how, **options)
-    talk = Talk(conversation, lambda concept: ask.vector_of(loaded, tokenizer, concept), as_json, debug)
-    for concept, alpha in strengths:
+    conversation = Conversation(loaded, tokenizer, system, **writing)
+    talk = Talk(conversation, lambda concept: ask.edit_of(loaded, tokenizer, concept, **options), as_json, debug)
+    for concept, alpha in steer or []:
         talk.steer(concept, alpha)
     talk.run()
 
@@ -231,7 +234,7 @@ def chat(
 @command(app)
 def tradeoff(
     concept: ask.Concept,
-    alphas: Annotated[str, typer.Option(help="As in -2,0,2, or from:to:how many.")] = "-4:4:33",
+    alphas: ask.Alphas = "-4:4:33",
     model: ask.Model = None,
     device: ask.Device = None,
     plot: Annotated[Path | None, typer.Option(help="Where the picture goes: .png, .svg, .pdf.")] = None,
@@ -246,26 +249,22 @@ def tradeoff(
         int | None, typer.Option(min=0, help="Random directions to compare with. [default: 20]")
     ] = None,
     budget: ask.Budget = 0.05,
-    edit: ask.Edit = "add",
-    scope: ask.Scope = "all",
-    blocks: ask.Blocks = "auto",
-    unit: ask.Unit = "gap",
-    target: ask.Target = None,
+    **editing: Unpack[ask.Editing],
 ) -> Answer:
     """Measure what steering gains, and what it costs.
 
     Prints behaviour and helpfulness over the strength, the fits, and the strength to use within the budget. Random
     directions, and the plain prompt where the concept has one, are measured beside it.
     """
-    strengths, how = ask.alphas_of(alphas), ask.how_of(edit, scope, blocks, unit, target)
+    options = ask.given(editing)
     if plot is not None:
         check_picture(plot)
     loaded, tokenizer = ask.load(model, device)
     from repe.measuring.tradeoff import tradeoff
 
     curve = tradeoff(
-        loaded, tokenizer, ask.vector_of(loaded, tokenizer, concept), strengths, alignment=alignment,
-        helpfulness=helpfulness, neutral=neutral, controls=controls, resume=resume, progress=is_watched(), **how,
+        loaded, tokenizer, ask.vector_of(loaded, tokenizer, concept), alphas, alignment=alignment,
+        helpfulness=helpfulness, neutral=neutral, controls=controls, resume=resume, progress=is_watched(), **options,
     )  # fmt: skip
     files = {"scores": out and curve.save(out), "picture": plot and draw(curve, plot, budget)}
     best = curve.best(budget)
@@ -280,28 +279,28 @@ def calibrate(
     model: ask.Model = None,
     device: ask.Device = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the vector for more of it goes.")] = None,
-    readers: Annotated[str, typer.Option(help="That are compared, as in mean,probe.")] = "mean,pca,probe",
-    blocks: ask.EveryBlock = "all",
+    readers: ask.Readers = None,
+    blocks: ask.Blocks = "all",
     alignment: ask.Alignment = None,
     helpfulness: ask.Skills = "skills",
     neutral: ask.Neutral = "neutral",
     limit: Annotated[float, typer.Option(help="Of the divergence, in nats a token.")] = 1.0,
     budget: ask.Budget = 0.05,
-    edit: ask.Edit = "add",
-    scope: ask.Scope = "all",
+    edit: ask.Kind = None,
+    scope: ask.Scope = None,
     seed: ask.Seed = 0,
 ) -> Answer:
     """Choose reader, block and alpha together.
 
     They are chosen by what steering there does, for more and for less of the concept, and tested on other items.
     """
-    at, where = ask.blocks_of(blocks), ask.scope_of(scope)
+    options = ask.given({"readers": readers, "edit": edit, "scope": scope})
     loaded, tokenizer = ask.load(model, device)
     from repe.measuring.calibrate import calibrate
 
     found = calibrate(
-        loaded, tokenizer, concept, readers=readers.split(","), blocks=at, alignment=alignment, helpfulness=helpfulness,
-        neutral=neutral, limit=limit, budget=budget, seed=seed, edit=edit, scope=where, progress=is_watched(),
+        loaded, tokenizer, concept, blocks=blocks, alignment=alignment, helpfulness=helpfulness,
+        neutral=neutral, limit=limit, budget=budget, seed=seed, progress=is_watched(), **options,
     )  # fmt: skip
     if out is not None and not found.more.alpha:
         raise ValueError(f"{found.more}, so there is no vector to save")
@@ -321,28 +320,28 @@ def bake(
     out: Annotated[Path, typer.Option("--out", "-o", help="The new model's folder.")],
     model: ask.Model = None,
     device: ask.Device = None,
-    edit: ask.BakedEdit = "add",
-    blocks: ask.Blocks = "auto",
-    unit: ask.Unit = "gap",
+    edit: ask.Kind = None,
+    blocks: ask.Blocks = None,
+    unit: ask.Unit = None,
 ) -> Answer:
     """Fold steering into a model's weights.
 
     What is saved is an ordinary checkpoint, which costs nothing more to run.
     """
-    strengths, at = ask.strengths_of(steer), ask.blocks_of(blocks)
-    if not strengths:
+    options = ask.given({"edit": edit, "blocks": blocks, "unit": unit})
+    if not steer:
         raise typer.BadParameter("name what to bake, as in --steer honesty=1.5", param_hint="--steer")
     if out.exists():
         raise FileExistsError(f"{out} is there already: name another folder, or remove it")
     loaded, tokenizer = ask.load(model, device)
     from repe.steering.bake import bake
 
-    chosen = [(ask.vector_of(loaded, tokenizer, concept), alpha) for concept, alpha in strengths]
-    baked = [bake(loaded, vector, alpha, edit=edit, blocks=at, unit=unit) for vector, alpha in chosen]
+    chosen = [(ask.vectors_of(loaded, tokenizer, concept), alpha) for concept, alpha in steer]
+    baked = [bake(loaded, vectors, alpha, **options) for vectors, alpha in chosen]
     with draft_of(out) as folder:
         loaded.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    data = {"folder": out, "steering": dict(strengths), "edit": edit, "changed": [b.changed for b in baked]}
+    data = {"folder": out, "steering": dict(steer), "edit": baked[0].edit.kind, "changed": [b.changed for b in baked]}
     return Answer(data, "\n".join([*map(repr, baked), f"saved: {out}"]))
 
 

@@ -1,4 +1,8 @@
-"""What commands are told: their options, how these complete themselves, and what they mean to the library."""
+"""What commands are told: their options, how these complete themselves, and what they mean to the library.
+
+What can be chosen (kinds of edit, units, scopes, readers) is listed where it is made, and asked for when it is needed:
+help and names load nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,18 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
 from repe.cli.terminal import is_watched
+
+if TYPE_CHECKING:
+    from repe.reading.vector import ConceptVector
+    from repe.steering.edit import Edit
 
 LONGEST = 256  # tokens of an answer
 
@@ -23,15 +32,81 @@ LONGEST = 256  # tokens of an answer
 def _concepts(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     from repe.data.catalogue import concepts
 
-    return [*concepts(Place(ctx.params.get("model"))).items()]
+    return [*concepts(home(ctx.params.get("model"))).items()]
 
 
 def _strengths(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     return [(f"{name}=", what) for name, what in _concepts(ctx, incomplete)]
 
 
-def _scopes(ctx: typer.Context, incomplete: str) -> list[str]:
-    return ["all", "prompt", "generated", "answer"]
+class Listed:
+    """An option that is one of the names in a list of the library, which is read when it is needed."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+    def names(self) -> list[str]:
+        return [*getattr(import_module(self.module), self.name)]
+
+    def checked(self, text: str) -> str:
+        """Raises BadParameter, which names what is near, for a text that is none of them."""
+        if text not in (names := self.names()):
+            near = "".join(f"did you mean {name}? " for name in get_close_matches(text, names, n=1))
+            raise typer.BadParameter(f"got {text!r}: {near}There are {', '.join(names)}")
+        return text
+
+
+KINDS = Listed("repe.steering.kinds", "KINDS")
+UNITS = Listed("repe.steering.kinds", "UNITS")
+SCOPES = Listed("repe.steering.scope", "NAMED_SCOPES")
+READERS = Listed("repe.reading.readers", "NAMES")
+
+
+# what texts mean
+
+
+def blocks_of(text: str) -> Any:
+    """Raises BadParameter for what names no blocks."""
+    return text if text in ("auto", "all") else _numbers(text, int, "auto, all, or numbers as in 2,3")
+
+
+def scope_of(text: str) -> Any:
+    """A name, a slice or positions. Raises BadParameter for what is none of them."""
+    if text[:1].isalpha():
+        return SCOPES.checked(text)
+    expected = "a name as in answer, a slice as in 2:-1, or positions as in 0,1"
+    if ":" not in text:
+        return _numbers(text, int, expected)
+    bounds = [_numbers(bound, int, expected)[0] if bound else None for bound in text.split(":")]
+    if len(bounds) > 3:
+        raise typer.BadParameter(f"got {text!r}: expected {expected}")
+    return slice(*bounds)
+
+
+def alphas_of(text: str) -> list[float]:
+    """Strengths from -2,0,2 or from -4:4:33, which are 33 from -4 to 4. Raises BadParameter for what is neither."""
+    expected = "numbers as in -2,0,2, or from:to:how many, as in -4:4:33"
+    if ":" not in text:
+        return _numbers(text, float, expected)
+    low, high, count = [*_numbers(text.replace(":", ","), float, expected), 0.0, 0.0][:3]
+    if text.count(":") != 2 or count != int(count) or count < 2:
+        raise typer.BadParameter(f"got {text!r}: expected {expected}")
+    return [low + (high - low) * i / (count - 1) for i in range(int(count))]
+
+
+def strength_of(text: str) -> tuple[str, float]:
+    """A concept and its alpha. Raises BadParameter for what is no CONCEPT=ALPHA."""
+    name, _, alpha = text.rpartition("=")
+    if not name:
+        raise typer.BadParameter(f"got {text!r}: expected CONCEPT=ALPHA, as in honesty=1.5")
+    return name, _numbers(alpha, float, "a number behind the =, as in honesty=1.5")[0]
+
+
+def _numbers(text: str, kind: Any, expected: str) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"got {text!r}: expected {expected}") from None
 
 
 # options
@@ -69,36 +144,84 @@ Texts = Annotated[
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="A file of texts, one a line.")]
 System = Annotated[str, typer.Option(metavar="TEXT", help="A system message.")]
 Steer = Annotated[
-    list[str] | None,
+    list[Any] | None,
     typer.Option(
         "--steer",
         "-s",
         metavar="CONCEPT=ALPHA",
-        help="What to steer along, as in honesty=1.5; may be repeated.",
+        help="What to steer along, as in honesty=1.5, or a plane as in honesty+happiness=1; may be repeated.",
         autocompletion=_strengths,
+        parser=strength_of,
     ),
 ]
-Edit = Annotated[
-    Literal["add", "ablate", "clamp", "cap", "floor", "erase", "piecewise"],
-    typer.Option(help="What is done to the activations; clamp, cap and floor need --target."),
+Alphas = Annotated[Any, typer.Option(metavar="ALPHAS", help="As in -2,0,2, or from:to:how many.", parser=alphas_of)]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="What is done to the activations, such as add (the default), ablate or clamp: repe edits lists all.",
+        autocompletion=KINDS.names,
+        parser=KINDS.checked,
+    ),
 ]
-BakedEdit = Annotated[Literal["add", "ablate"], typer.Option(help="What is folded into the weights.")]
 Scope = Annotated[
-    str,
+    Any,
     typer.Option(
         metavar="SCOPE",
-        help="The tokens: all, prompt, generated, answer (the last of the prompt and all after it), a slice as in "
-        "2:-1, or positions as in 0,1,-1.",
-        autocompletion=_scopes,
+        help="The tokens: all (the default), prompt, answer (the last of the prompt and all after it), ..., a slice as "
+        "in 2:-1, or positions as in 0,1,-1.",
+        autocompletion=SCOPES.names,
+        parser=scope_of,
     ),
 ]
 Blocks = Annotated[
-    str, typer.Option(metavar="BLOCKS", help="auto (those that the vector recommends), all, or numbers as in 2,3.")
+    Any,
+    typer.Option(
+        metavar="BLOCKS",
+        help="all, numbers as in 2,3, or for edits auto (their default): those that the vector recommends.",
+        parser=blocks_of,
+    ),
 ]
-EveryBlock = Annotated[str, typer.Option(metavar="BLOCKS", help="all, or numbers as in 2,3.")]
-Unit = Annotated[Literal["gap", "raw", "sigma", "norm"], typer.Option(help="What alpha counts.")]
-Target = Annotated[float | None, typer.Option(metavar="NUMBER", help="The score that clamp, cap and floor aim at.")]
-Reader = Annotated[Literal["mean", "pca", "probe", "lda"], typer.Option(help="How the direction is fitted.")]
+Unit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="UNIT",
+        help="What alpha counts, such as gap (the default) or norm.",
+        autocompletion=UNITS.names,
+        parser=UNITS.checked,
+    ),
+]
+
+
+class Editing(TypedDict, total=False):
+    """The options of an edit, as a command takes them with `**editing: Unpack[Editing]`."""
+
+    edit: Kind
+    scope: Scope
+    blocks: Blocks
+    unit: Unit
+    target: Annotated[float | None, typer.Option(metavar="NUMBER", help="The score to set, for a clamp.")]
+    theta: Annotated[float | None, typer.Option(metavar="RADIANS", help="The angle to rotate by, or to set.")]
+    keep_norm: Annotated[bool | None, typer.Option("--keep-norm", help="Give every edited activation back its norm.")]
+
+
+Reader = Annotated[
+    str | None,
+    typer.Option(
+        metavar="READER",
+        help="How the direction is fitted. [default: mean]",
+        autocompletion=READERS.names,
+        parser=READERS.checked,
+    ),
+]
+Readers = Annotated[
+    Any,
+    typer.Option(
+        metavar="READERS",
+        help="That are compared, as in mean,probe. [default: mean,pca,probe]",
+        parser=lambda text: [READERS.checked(name) for name in text.split(",")],
+    ),
+]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, metavar="TOKENS", help="The longest answer.")]
 Temperature = Annotated[
     float | None,
@@ -121,56 +244,9 @@ Files = Annotated[
 # what they mean
 
 
-def blocks_of(text: str) -> Any:
-    """Raises BadParameter for what names no blocks."""
-    return text if text in ("auto", "all") else _numbers(text, int, "--blocks", "auto, all, or numbers as in 2,3")
-
-
-def scope_of(text: str) -> Any:
-    """Raises BadParameter for what is no scope."""
-    if text in _scopes(None, ""):  # type: ignore[arg-type]
-        return text
-    expected = "all, prompt, generated, answer, a slice as in 2:-1, or positions as in 0,1"
-    if ":" not in text:
-        return _numbers(text, int, "--scope", expected)
-    bounds = [_numbers(bound, int, "--scope", expected)[0] if bound else None for bound in text.split(":")]
-    if len(bounds) > 3:
-        raise typer.BadParameter(f"got {text!r}: expected {expected}", param_hint="--scope")
-    return slice(*bounds)
-
-
-def alphas_of(text: str) -> list[float]:
-    """Strengths from -2,0,2 or from -4:4:33, which are 33 from -4 to 4. Raises BadParameter for what is neither."""
-    expected = "numbers as in -2,0,2, or from:to:how many, as in -4:4:33"
-    if ":" not in text:
-        return _numbers(text, float, "--alphas", expected)
-    low, high, count = [*_numbers(text.replace(":", ","), float, "--alphas", expected), 0.0, 0.0][:3]
-    if text.count(":") != 2 or count != int(count) or count < 2:
-        raise typer.BadParameter(f"got {text!r}: expected {expected}", param_hint="--alphas")
-    return [low + (high - low) * i / (count - 1) for i in range(int(count))]
-
-
-def strengths_of(pairs: Sequence[str] | None) -> list[tuple[str, float]]:
-    """Concepts and their alphas. Raises BadParameter for what is no CONCEPT=ALPHA."""
-    parts = [pair.rpartition("=") for pair in pairs or ()]
-    if wrong := [pair for pair, (name, _, _) in zip(pairs or (), parts, strict=True) if not name]:
-        raise typer.BadParameter(f"got {wrong[0]!r}: expected CONCEPT=ALPHA, as in honesty=1.5", param_hint="--steer")
-    expected = "a number behind the =, as in honesty=1.5"
-    return [(name, _numbers(alpha, float, "--steer", expected)[0]) for name, _, alpha in parts]
-
-
-def _numbers(text: str, kind: Any, option: str, expected: str) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"got {text!r}: expected {expected}", param_hint=option) from None
-
-
-def how_of(
-    edit: str, scope: str = "all", blocks: str = "auto", unit: str = "gap", target: float | None = None
-) -> dict[str, Any]:
-    """What `repe.steer` is told besides the concept and alpha."""
-    return {"edit": edit, "scope": scope_of(scope), "blocks": blocks_of(blocks), "unit": unit, "target": target}
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given; the library has defaults for the rest."""
+    return {option: value for option, value in options.items() if value is not None}
 
 
 def writing_of(max_new_tokens: int, temperature: float | None) -> dict[str, Any]:
@@ -201,23 +277,21 @@ def chat_of(text: str, system: str) -> list[dict[str, str]]:
 # models and vectors
 
 
-class Place:
-    """Stands for a model of which only the folder is asked for, so that nothing is loaded."""
-
-    def __init__(self, model: str | None) -> None:
-        from repe.testbed import FOLDER
-
-        self.config = SimpleNamespace(_name_or_path=folder_of(os.fspath(FOLDER) if model is None else model))
-
-    def modules(self) -> list[Place]:
-        return [self]
+def home(model: str | None) -> Path | None:
+    """The folder of a model, of which nothing is loaded; None for a name on the hub."""
+    folder = folder_of(model)
+    return Path(folder) if os.path.isabs(folder) else None
 
 
-def folder_of(model: str) -> str:
+def folder_of(model: str | None) -> str:
     """The folder of a model, or its name on the hub. Raises FileNotFoundError for a folder that is not there.
 
     What can only be a path is not looked for on the hub.
     """
+    if model is None:
+        from repe.testbed import FOLDER
+
+        return os.fspath(FOLDER)
     path = os.path.abspath(os.path.expanduser(model))
     if os.path.isdir(path):
         return path
@@ -240,7 +314,7 @@ def load(model: str | None, device: str | None = None) -> tuple[Any, Any]:
 
 def load_tokenizer(model: str | None) -> Any:
     """The tokenizer alone, where the weights are not asked for."""
-    name = Place(model).config._name_or_path
+    name = folder_of(model)
 
     from transformers import AutoTokenizer
 
@@ -249,7 +323,7 @@ def load_tokenizer(model: str | None) -> Any:
 
 def vector_of(model: Any, tokenizer: Any, concept: str) -> Any:
     """The vector in a file, of the pairs in a file, or of a name."""
-    from repe.data.catalogue import SUFFIXES
+    from repe.data.concept import SUFFIXES
     from repe.reading.extract import extract
     from repe.reading.store import resolve
     from repe.reading.vector import ConceptVector
@@ -262,16 +336,27 @@ def vector_of(model: Any, tokenizer: Any, concept: str) -> Any:
         return resolve(model, concept, tokenizer)
 
 
+def vectors_of(model: Any, tokenizer: Any, concept: str) -> list[ConceptVector]:
+    """The vector of a concept, or those of several with a + between them, which span a plane."""
+    names = [concept] if os.path.exists(concept) else concept.split("+")
+    return [vector_of(model, tokenizer, name) for name in names]
+
+
+def edit_of(model: Any, tokenizer: Any, concept: str, **options: Any) -> Edit:
+    """The edit along what `vectors_of` finds."""
+    from repe.steering.edit import Edit
+
+    return Edit.of(vectors_of(model, tokenizer, concept), **options)
+
+
 @contextmanager
-def steering(
-    model: Any, tokenizer: Any, strengths: Sequence[tuple[str, float]], how: Mapping[str, Any] | None = None
-) -> Iterator[None]:
+def steering(model: Any, tokenizer: Any, strengths: Sequence[tuple[str, float]], **options: Any) -> Iterator[None]:
     """The model is steered along all these concepts meanwhile; a strength of 0 is none."""
     from repe.steering.steer import steer
 
-    chosen = [(vector_of(model, tokenizer, concept), alpha) for concept, alpha in strengths]  # none of them steered
-    with ExitStack() as handles:
-        for vector, alpha in chosen:
+    edits = [(edit_of(model, tokenizer, concept, **options), alpha) for concept, alpha in strengths]
+    with ExitStack() as handles:  # once all are made: no vector is of a steered model
+        for edit, alpha in edits:
             if alpha:
-                handles.enter_context(steer(model, vector, alpha, **(how or {})))
+                handles.enter_context(steer(model, edit, alpha))
         yield

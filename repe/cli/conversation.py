@@ -7,7 +7,7 @@ of a fresh conversation with the same messages, steered so from the start.
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from repe.models.blocks import device_of, is_encoder_decoder
-from repe.models.generate import Halt
+from repe.models.blocks import device_of, find_stack, is_encoder_decoder
+from repe.models.generate import Halt, Pieces
 from repe.models.tokens import encode
-from repe.reading.vector import ConceptVector
+from repe.steering.edit import Concepts, Edit
 from repe.steering.scope import Scope, in_scope, needs_prompt_length
 from repe.steering.steer import steer
-
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
 
 
 class Conversation:
@@ -31,18 +29,15 @@ class Conversation:
 
     Attributes:
         messages: what was said, the system message first if there is one.
-        alphas: the strengths, by the name of the concept, in the order in which they act.
+        edits, alphas: what steers, and the strengths, by the name of the concept, in the order in which they act.
         reused, read: how many tokens of the latest prompt were in the cache, and how many were run.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, system: str = "", how: dict[str, Any] | None = None, **options: Any
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, system: str = "", **options: Any) -> None:
         """
         Args:
             model, tokenizer: neither is changed.
             system: the system message, if any.
-            how: for `repe.steer`, such as `edit` and `scope`.
             options: for `model.generate`, such as `max_new_tokens`.
 
         Raises:
@@ -50,9 +45,9 @@ class Conversation:
         """
         if is_encoder_decoder(model):
             raise ValueError(f"{type(model).__name__} is an encoder-decoder: a conversation needs a decoder alone")
-        self.model, self.tokenizer, self.how, self.options = model, tokenizer, how or {}, options
+        self.model, self.tokenizer, self.options = model, tokenizer, options
         self.alphas: dict[str, float] = {}
-        self._vectors: dict[str, ConceptVector] = {}
+        self.edits: dict[str, Edit] = {}
         self.messages: list[dict[str, str]] = []
         self.system = system
         self.reused = self.read = 0
@@ -82,25 +77,21 @@ class Conversation:
         self.messages = self.messages[: asked[-1]]
         return question
 
-    def steer(self, name: str, alpha: float, vector: ConceptVector | None = None) -> None:
-        """Steers along a concept from the next answer on; a vector is needed the first time.
+    def steer(self, name: str, alpha: float, edit: Concepts | Edit) -> None:
+        """Steers along a concept from the next answer on.
 
         Raises:
-            KeyError: the concept is not steered along yet, and no vector is given.
-            ValueError, TypeError, IndexError: `repe.steer` refuses it; the conversation stays as it was.
+            ValueError, TypeError, IndexError: the model cannot be steered so; the conversation stays as it was.
         """
-        vector = self._vectors[name] if vector is None else vector
-        with warnings.catch_warnings(action="ignore"):  # refused now, and not in the middle of an answer
-            steer(self.model, vector, alpha, **self.how).remove()
-        self._vectors[name], self.alphas[name] = vector, float(alpha)
+        chosen = Edit.of(edit)
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha must be finite, got {alpha}")
+        chosen.on(find_stack(self.model, chosen.stack))  # refused now, and not in the middle of an answer
+        self.edits[name], self.alphas[name] = chosen, float(alpha)
 
     def unsteer(self) -> None:
         """Steers along nothing any more."""
         self.alphas.clear()
-
-    def knows(self, name: str) -> bool:
-        """Whether a concept was steered along before."""
-        return name in self._vectors
 
     @property
     def acting(self) -> tuple[tuple[str, float], ...]:
@@ -110,11 +101,11 @@ class Conversation:
     @property
     def outdated(self) -> int:
         """How many tokens the cache holds that were run under other strengths, and are run anew with the next turn."""
-        return len(self._held) if self._held_under != self._edits else 0
+        return len(self._held) if self._held_under != self._steered_by else 0
 
     @property
-    def _edits(self) -> tuple[tuple[ConceptVector, float], ...]:
-        return tuple((self._vectors[name], alpha) for name, alpha in self.acting)
+    def _steered_by(self) -> tuple[tuple[Edit, float], ...]:
+        return tuple((self.edits[name], alpha) for name, alpha in self.acting)
 
     @torch.no_grad()
     def ask(
@@ -137,11 +128,11 @@ class Conversation:
         self._forget()  # until the answer is whole: what breaks off leaves half a cache
         batch = torch.tensor([ids], device=device_of(self.model))
         with ExitStack() as handles:
-            for vector, alpha in self._edits:
-                handles.enter_context(steer(self.model, vector, alpha, **self.how))
+            for edit, alpha in self._steered_by:
+                handles.enter_context(steer(self.model, edit, alpha))
             output = self.model.generate(
                 batch, attention_mask=torch.ones_like(batch), past_key_values=cache, return_dict_in_generate=True,
-                streamer=Pieces(self.tokenizer, on_text), stopping_criteria=[Halt(stop)], **self.options,
+                streamer=Streamer(self.tokenizer, on_text), stopping_criteria=[Halt(stop)], **self.options,
             )  # fmt: skip
         written = output.sequences[0].tolist()
         self._keep(getattr(output, "past_key_values", None), written[:-1], len(ids))
@@ -159,7 +150,7 @@ class Conversation:
         is_usable = getattr(cache, "is_croppable", False) and cache.get_seq_length() == len(ids)
         self._cache: Any = cache if is_usable else None
         self._held = list(ids) if is_usable else []
-        self._held_under, self._prompt_length = self._edits, prompt_length
+        self._held_under, self._prompt_length = self._steered_by, prompt_length
 
     def _cache_for(self, ids: Sequence[int]) -> tuple[Any, int]:
         """The cache, cut to what of it holds for a prompt, and how many tokens that are; None where nothing does."""
@@ -179,9 +170,9 @@ class Conversation:
             return 0
         most = min(len(self._held), len(ids) - 1)  # the last is run, for what it predicts
         same = next((i for i in range(most) if self._held[i] != ids[i]), most)
-        if not self.acting:
-            return same
-        return unmoved(self.how.get("scope", "all"), self._prompt_length, len(ids), same)
+        return min(
+            (unmoved(edit.scope, self._prompt_length, len(ids), same) for edit, _ in self._steered_by), default=same
+        )
 
 
 def unmoved(scope: Scope, before: int, after: int, count: int) -> int:
@@ -199,32 +190,20 @@ def unmoved(scope: Scope, before: int, after: int, count: int) -> int:
     return int(moved[0]) if len(moved) else count
 
 
-class Pieces(BaseStreamer):
-    """Hands on what is written as soon as it can be read: a character may take several tokens.
-
-    What a token adds depends on the one before it, so the tokens shown last are decoded along.
-    """
+class Streamer(BaseStreamer):
+    """Hands on what is written as soon as it can be read."""
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        self.tokenizer, self.on_text = tokenizer, on_text
-        self.ids: list[int] = []
-        self.begun = self.shown = 0
-        self.is_prompt = True
+        self.pieces, self.on_text, self.is_prompt = Pieces(tokenizer), on_text, True
 
     def put(self, value: Tensor) -> None:
-        if not self.is_prompt:
-            self.ids += value.reshape(-1).tolist()
-            self._show(lambda text: not text.endswith(INCOMPLETE))
+        for token in () if self.is_prompt else value.reshape(-1).tolist():
+            self._say(self.pieces.add(token))
         self.is_prompt = False
 
     def end(self) -> None:
-        self._show(bool)
+        self._say(self.pieces.rest())
 
-    def _show(self, is_whole: Callable[[str], bool]) -> None:
-        known, text = (
-            str(self.tokenizer.decode(self.ids[self.begun : end], skip_special_tokens=True))
-            for end in (self.shown, len(self.ids))
-        )
-        if len(text) > len(known) and is_whole(text):
-            self.on_text(text[len(known) :])
-            self.begun, self.shown = self.shown, len(self.ids)
+    def _say(self, piece: str) -> None:
+        if piece:
+            self.on_text(piece)

@@ -85,6 +85,7 @@ def fault(path: Path, model: Any, tokenizer: Any, passing: bool) -> str | None:
     """What is wrong with a vector, in a line, or nothing; None where `passing` passes over one of another model."""
     from repe.data.catalogue import concept_of, has
     from repe.models.fingerprint import agrees, fingerprint
+    from repe.models.load import home_of
     from repe.reading.extract import digest_of, rendering_of
     from repe.reading.vector import ConceptVector
 
@@ -99,7 +100,8 @@ def fault(path: Path, model: Any, tokenizer: Any, passing: bool) -> str | None:
         return None if passing else f"it is of other weights, {made.get('model', 'which it does not name')}"
     if made.get("rendering", rendering_of(tokenizer)) != rendering_of(tokenizer):
         return "the model's chats are rendered otherwise than when it was made: extract it anew"
-    pairs = digest_of(concept_of(vector.concept, model).pairs) if has(vector.concept, model) else None
+    home = home_of(model)
+    pairs = digest_of(concept_of(vector.concept, home).pairs) if has(vector.concept, home) else None
     if pairs and made.get("pairs_digest", pairs) != pairs:
         return "it is of other pairs than the concept's file now has: extract it anew, or give it another name"
     return ""

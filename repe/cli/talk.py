@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmd
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -9,76 +10,99 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from repe.cli.terminal import complain, document, told
-from repe.display import visible
+from repe.display import table, visible
 
 if TYPE_CHECKING:
     from repe.cli.conversation import Conversation
-    from repe.reading.vector import ConceptVector
+    from repe.steering.edit import Edit
 
-HELP = """\
-/alpha                   the strengths
-/alpha CONCEPT NUMBER    steers along a concept, as in /alpha honesty 1.5; 0 is off
-/off                     steers along nothing any more
-/again                   asks the last question again, in place of its answer
-/system TEXT             sets the system message; without a text, there is none
-/reset                   begins anew, with the strengths and the system message as they are
-/help                    this
-/quit                    ends, as Ctrl-D does. Ctrl-C stops an answer"""
+END = "EOF"  # what `cmd` reads where there is no line any more
 
 
-class Talk:
+class Talk(cmd.Cmd):
     """A person's lines to a conversation: those that begin with / are commands, all others are said to the model.
 
     With `as_json` every answer, note and error is a JSON object of one line; otherwise answers come as they are
-    written.
+    written. The docstring of a command is what /help says of it.
     """
 
     def __init__(
         self,
         conversation: Conversation,
-        vector_of: Callable[[str], ConceptVector],
+        edit_of: Callable[[str], Edit],
         as_json: bool = False,
         debug: bool = False,
     ) -> None:
-        self.conversation, self.vector_of, self.as_json, self.debug = conversation, vector_of, as_json, debug
-        self.over = False
+        super().__init__()
+        self.conversation, self.edit_of, self.as_json, self.debug = conversation, edit_of, as_json, debug
 
     def run(self) -> None:
         """Takes lines from standard input until they end, or one says so."""
-        if sys.stdin.isatty() and not self.as_json:
+        watched = sys.stdin.isatty()
+        if watched and not self.as_json:
             self._note("/help lists what else can be said; Ctrl-D ends")
-        while not self.over and (line := self._line()) is not None:
+        while True:
             try:
-                self.take(line.strip())
+                self.cmdloop()
+                return print() if watched else None
             except KeyboardInterrupt:
-                if not sys.stdin.isatty():
+                if not watched:
                     raise
-                self._note("stopped, and nothing of it is kept")
-            except BrokenPipeError:  # nobody reads on
-                raise
-            except Exception as error:
-                complain(error, self.debug)
-                if self.as_json:
-                    print(document({"error": told(error)}, indent=None), flush=True)
+                print("\n(Ctrl-D or /quit ends)", flush=True)
 
-    def take(self, line: str) -> None:
-        """One line of the person's."""
-        if not line.startswith("/"):
-            return self._ask(line) if line else None
-        word, _, rest = line[1:].partition(" ")
-        command = getattr(self, f"_do_{word}", None)
-        if command is None:
-            raise ValueError(f"there is no command /{word}: /help lists them")
-        return command(rest.strip())
+    def onecmd(self, line: str) -> bool:
+        """One line of the person's; whether it was the last."""
+        try:
+            return bool(super().onecmd(line.strip()))
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            self._note("stopped, and nothing of it is kept")
+        except BrokenPipeError:  # nobody reads on
+            raise
+        except Exception as error:
+            complain(error, self.debug)
+            if self.as_json:
+                print(document({"error": told(error)}, indent=None), flush=True)
+        return False
 
     def steer(self, name: str, alpha: float) -> None:
-        """Changes a strength, or begins to steer along a concept, whose vector is looked for."""
-        known = self.conversation.knows(name)
-        self.conversation.steer(name, alpha, None if known else self.vector_of(name))
+        """Changes a strength, or begins to steer along a concept, whose edit is looked for."""
+        self.conversation.steer(name, alpha, self.conversation.edits.get(name) or self.edit_of(name))
+
+    # how `cmd` reads a line
+
+    @property
+    def prompt(self) -> str:  # type: ignore[override]
+        strengths = "".join(f"{name} {alpha:+g} " for name, alpha in self.conversation.acting)
+        return f"{strengths}> " if sys.stdin.isatty() and not self.as_json else ""
+
+    def parseline(self, line: str) -> tuple[str | None, str | None, str]:
+        if line == END:
+            return "quit", "", line
+        word, _, rest = line[1:].partition(" ")
+        return (word, rest.strip(), line) if line.startswith("/") else (None, None, line)
+
+    def emptyline(self) -> bool:
+        return False
+
+    def default(self, line: str) -> None:
+        if line.startswith("/"):
+            raise ValueError(f"there is no command {line.partition(' ')[0]}: /help lists them")
+        self._ask(line)
+
+    def completedefault(self, text: str, line: str, begin: int, end: int) -> list[str]:
+        return self.completenames(text) if line.startswith("/") and begin == 1 else []
+
+    def complete_alpha(self, text: str, *_: Any) -> list[str]:
+        from repe.data.catalogue import concepts
+
+        return [name for name in concepts(self.conversation.model) if name.startswith(text)]
 
     # the commands
 
-    def _do_alpha(self, rest: str) -> None:
+    def do_alpha(self, rest: str) -> None:
+        """/alpha CONCEPT NUMBER: steers along a concept, as in /alpha honesty 1.5; 0 is off. Alone, the strengths"""
         if not rest:
             alphas = self.conversation.alphas
             return self._note("\n".join(f"{name} {alpha:+g}" for name, alpha in alphas.items()) or "nothing is steered")
@@ -92,11 +116,13 @@ class Talk:
         self.steer(name, alpha)
         return self._note(f"{name} {alpha:+g}{self._consequence()}")
 
-    def _do_off(self, rest: str) -> None:
+    def do_off(self, rest: str) -> None:
+        """/off: steers along nothing any more"""
         self.conversation.unsteer()
         self._note(f"nothing is steered{self._consequence()}")
 
-    def _do_again(self, rest: str) -> None:
+    def do_again(self, rest: str) -> None:
+        """/again: asks the last question again, in place of its answer"""
         said = self.conversation.messages
         if not (question := self.conversation.take_back()):
             raise ValueError("nothing was asked yet")
@@ -106,19 +132,24 @@ class Talk:
             self.conversation.messages = said
             raise
 
-    def _do_system(self, rest: str) -> None:
+    def do_system(self, rest: str) -> None:
+        """/system TEXT: sets the system message; without a text, there is none"""
         self.conversation.system = rest
         self._note("the system message is set" if rest else "there is no system message")
 
-    def _do_reset(self, rest: str) -> None:
+    def do_reset(self, rest: str) -> None:
+        """/reset: begins anew, with the strengths and the system message as they are"""
         self.conversation.reset()
         self._note("begun anew")
 
-    def _do_help(self, rest: str) -> None:
-        self._note(HELP)
+    def do_help(self, rest: str) -> None:
+        """/help: this"""
+        commands = [name for name in self.get_names() if name.startswith("do_")]
+        self._note(str(table("", ["", ""], [str(getattr(self, name).__doc__).split(": ", 1) for name in commands])))
 
-    def _do_quit(self, rest: str) -> None:
-        self.over = True
+    def do_quit(self, rest: str) -> bool:
+        """/quit: ends, as Ctrl-D does. Ctrl-C stops an answer"""
+        return True
 
     def _consequence(self) -> str:
         if not (count := self.conversation.outdated):
@@ -150,20 +181,6 @@ class Talk:
             print(document({"note": text}, indent=None), flush=True)
         else:
             print(f"({text})" if "\n" not in text else text, flush=True)
-
-    def _line(self) -> str | None:
-        """The next line; None where there is none any more."""
-        watched = sys.stdin.isatty()
-        strengths = "".join(f"{name} {alpha:+g} " for name, alpha in self.conversation.acting)
-        while True:
-            try:
-                return input(f"{strengths}> " if watched and not self.as_json else "")
-            except EOFError:
-                return print() if watched else None
-            except KeyboardInterrupt:
-                if not watched:
-                    raise
-                print("\n(Ctrl-D or /quit ends)", flush=True)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from shutil import get_terminal_size
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -46,30 +46,37 @@ def command(app: typer.Typer, name: str | None = None, **settings: Any) -> Calla
     """Registers a function as a command that prints what it returns."""
 
     def register(function: Command) -> Command:
-        own = inspect.signature(function)
+        shared = ADDED.keys() & inspect.signature(function).parameters.keys()
 
         @wraps(function)
-        def run(as_json: bool = False, debug: bool = False, **options: Any) -> None:
-            with speaking(debug):
-                common = {"as_json": as_json, "debug": debug}
-                answer = function(**options, **{key: common[key] for key in common if key in own.parameters})
+        def run(**options: Any) -> None:
+            common = {option: options.pop(option) for option in ADDED}
+            with speaking(common["debug"]):
+                answer = function(**options, **{option: common[option] for option in shared})
                 if answer is not None:
-                    print(document(answer.data) if as_json else answer.text)
+                    print(document(answer.data) if common["as_json"] else answer.text)
             if answer is not None and answer.bad:
                 raise typer.Exit(1)
 
-        kinds = {**ADDED, **get_type_hints(function, include_extras=True)}
-        more = [
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=False)
-            for option in ADDED
-            if option not in own.parameters
-        ]
-        told = [part.replace(annotation=kinds[part.name]) for part in (*own.parameters.values(), *more)]
-        run.__signature__ = inspect.Signature(told)  # type: ignore[attr-defined]
-        run.__annotations__ = kinds
+        options = options_in(function)
+        run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        run.__annotations__ = {option.name: option.annotation for option in options}
         return app.command(name, **settings)(run)
 
     return register
+
+
+def options_in(function: Command) -> list[inspect.Parameter]:
+    """A command's own parameters, those that a `**name: Unpack[...]` stands for, and what all commands have."""
+    hints = get_type_hints(function, include_extras=True)
+    own = inspect.signature(function).parameters.values()
+    found = {p.name: p.replace(annotation=hints[p.name]) for p in own if p.kind is not p.VAR_KEYWORD}
+    spread = [get_args(hints[p.name])[0] for p in own if p.kind is p.VAR_KEYWORD]
+    added = {name: kind for options in spread for name, kind in get_type_hints(options, include_extras=True).items()}
+    for name, kind in {**added, **ADDED}.items():
+        option = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        found.setdefault(name, option)
+    return [*found.values()]
 
 
 # how they end

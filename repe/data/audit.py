@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from math import log
+from statistics import fmean
 from textwrap import fill
-from typing import Any
-
-import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
+from typing import TYPE_CHECKING, Any
 
 from repe.data.catalogue import Pairs, concept_of
-from repe.data.pairs import ContrastPair, Text, check, split
-from repe.models.tokens import encode
+from repe.data.pairs import ContrastPair, check, split
+
+if TYPE_CHECKING:
+    from repe.models.tokens import Text
 
 FEW = 64  # pairs to fit on: fewer leave the mean difference mostly noise in a thousand dimensions
 BALANCE = 0.1  # how far the poles' mean lengths may differ: length itself is well represented, and would be found
@@ -91,7 +90,7 @@ class Audit:
 
 
 def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: float = 0.25, seed: int = 0) -> Audit:
-    """Looks for what a direction could be instead of the concept. Nothing is run.
+    """Look for what a direction could be instead of the concept. Nothing is run.
 
     Args:
         pairs: contrast pairs, the path of a file of them, or the name of a concept.
@@ -106,7 +105,10 @@ def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: f
     """
     if tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"got {tokenizer!r:.60} for a tokenizer: expected one as `repe.load` returns, or None")
-    concept = concept_of(pairs, model)
+    from repe.models.load import home_of
+    from repe.models.tokens import encode
+
+    concept = concept_of(pairs, home_of(model))
     check(concept.pairs)
     fit, held = split(concept.pairs, held_out, seed)
     cut: Callable[[Text], Words] = _words if tokenizer is None else lambda text: encode(tokenizer, text)
@@ -118,11 +120,11 @@ def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: f
         fit=len(fit),
         held_out=len(held),
         unit="words" if tokenizer is None else "tokens",
-        lengths=(float(np.mean([p for p, _ in lengths])), float(np.mean([n for _, n in lengths]))),
+        lengths=(fmean(p for p, _ in lengths), fmean(n for _, n in lengths)),
         uneven=_where(max(pair) > UNEVEN * min(pair) for pair in lengths),
         telling=_telling(concept.pairs),
         wording=_wording(fit, held),
-        endings=float(np.mean([p[-1] != n[-1] for p, n in zip(positives, negatives, strict=True)])),
+        endings=fmean(p[-1] != n[-1] for p, n in zip(positives, negatives, strict=True)),
         repeated=_repeated(concept.pairs),
         contradicted=_contradicted(concept.pairs),
         seen_items=_seen(fit, held, "item"),
@@ -131,64 +133,44 @@ def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: f
     return replace(found, advice=tuple(_advice(found, concept.wording)))
 
 
-def _advice(a: Audit, reason: str) -> list[str]:
+def _advice(a: Audit, reason: str) -> Iterator[str]:
     """What is wrong, in the order in which it is best mended."""
+    if a.repeated:
+        stand = _many(len(a.repeated), "pair stands", "pairs stand")
+        yield f"{stand} there twice, at double weight: leave one out"
+    if a.contradicted:
+        have = _many(len(a.contradicted), "pair has", "pairs have")
+        yield f"{have} a text that stands at the other pole elsewhere: decide which it is"
+    for part, seen in (("item", a.seen_items), ("template", a.seen_templates)):
+        if seen:
+            stand = _many(len(seen), f"{part} stands", f"{part}s stand")
+            yield f"{stand} on both sides of the split: the accuracy is partly of texts seen"
+    if a.fit < FEW:
+        yield f"only {_many(a.fit, 'pair')} to fit on: {FEW} or more make a direction that is not mostly noise"
     positive, negative = a.lengths
-    loud = [word for word, p, n in a.telling if abs(p - n) > TELLING]
-    endings = round(a.endings * a.pairs)
-    rules: list[tuple[Any, str]] = [
-        (
-            a.repeated,
-            f"{_many(len(a.repeated), 'pair stands', 'pairs stand')} there twice, at double weight: leave one out",
-        ),
-        (
-            a.contradicted,
-            f"{_many(len(a.contradicted), 'pair has', 'pairs have')} a text that stands at the other pole elsewhere: "
-            "decide which it is",
-        ),
-        (
-            a.seen_items,
-            f"{_many(len(a.seen_items), 'item stands', 'items stand')} on both sides of the split: the accuracy is "
-            "partly of texts seen",
-        ),
-        (
-            a.seen_templates,
-            f"{_many(len(a.seen_templates), 'template stands', 'templates stand')} on both sides of the split: the "
-            "accuracy is partly of texts seen",
-        ),
-        (
-            a.fit < FEW,
-            f"only {_many(a.fit, 'pair')} to fit on: {FEW} or more make a direction that is not mostly noise",
-        ),
-        (
-            abs(log(positive / negative)) > log(1 + BALANCE),
+    if abs(log(positive / negative)) > log(1 + BALANCE):
+        yield (
             f"the poles differ in length, {positive:.1f} against {negative:.1f} {a.unit}, and the direction may be "
-            f"that: bring them within {BALANCE:.0%}",
-        ),
-        (
-            a.uneven,
-            f"{_many(len(a.uneven), 'pair has', 'pairs have')} one pole more than half as long again as the other, "
-            f"such as pair {min(a.uneven, default=0)}: even them out",
-        ),
-        (
-            endings,
-            f"{endings} of {_many(a.pairs, 'pair')} ({a.endings:.0%}) {'ends' if endings == 1 else 'end'} "
-            f"in different {a.unit}, and activations are read at the last: give both poles the same ending, or chats "
-            "that end with the user",
-        ),
-        (loud, f"single words give the poles away ({', '.join(loud)}): say it in other words too"),
-        (abs(a.wording - 0.5) > WORDING - 0.5, _wording_advice(a.wording, reason)),
-    ]
-    return [sentence for applies, sentence in rules if applies]
-
-
-def _wording_advice(wording: float, reason: str) -> str:
-    turned = "" if wording > 0.5 else " (the words point the other way there, which tells as much)"
-    quoted = f" (the file says: {reason})" if reason else ""
-    return (
-        f"a bag of words orders {wording:.0%} of the held-out pairs rightly{turned}, so the direction may be the "
-        f"wording: hold out templates and items that share no telling words with the rest{quoted}"
-    )
+            f"that: bring them within {BALANCE:.0%}"
+        )
+    if a.uneven:
+        have = _many(len(a.uneven), "pair has", "pairs have")
+        yield f"{have} one pole more than half as long again as the other, such as pair {a.uneven[0]}: even them out"
+    if endings := round(a.endings * a.pairs):
+        yield (
+            f"{endings} of {_many(a.pairs, 'pair')} ({a.endings:.0%}) {'ends' if endings == 1 else 'end'} in different "
+            f"{a.unit}, and activations are read at the last: give both poles the same ending, or chats that end with "
+            "the user"
+        )
+    if loud := [word for word, p, n in a.telling if abs(p - n) > TELLING]:
+        yield f"single words give the poles away ({', '.join(loud)}): say it in other words too"
+    if abs(a.wording - 0.5) > WORDING - 0.5:
+        turned = "" if a.wording > 0.5 else " (the words point the other way there, which tells as much)"
+        quoted = f" (the file says: {reason})" if reason else ""
+        yield (
+            f"a bag of words orders {a.wording:.0%} of the held-out pairs rightly{turned}, so the direction may be the "
+            f"wording: hold out templates and items that share no telling words with the rest{quoted}"
+        )
 
 
 def _many(count: int, one: str, more: str = "") -> str:
@@ -208,14 +190,16 @@ def _telling(pairs: Sequence[ContrastPair]) -> tuple[tuple[str, float, float], .
 
 def _wording(fit: Sequence[ContrastPair], held: Sequence[ContrastPair]) -> float:
     """The share of held-out pairs that logistic regression on single words orders rightly; ties count half."""
-    if not any(WORD.search(_flat(text)) for pair in fit for text in (pair.positive, pair.negative)):
+    import numpy as np
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    seen, unseen = ([_flat(text) for pair in side for text in (pair.positive, pair.negative)] for side in (fit, held))
+    if not any(map(WORD.search, seen)):
         return 0.5
     counter = CountVectorizer(binary=True, token_pattern=WORD.pattern)
-    seen = counter.fit_transform([_flat(text) for pair in fit for text in (pair.positive, pair.negative)])
-    model = LogisticRegression(max_iter=10_000).fit(seen, np.tile([1, 0], len(fit)))
-    scores = model.decision_function(
-        counter.transform([_flat(text) for pair in held for text in (pair.positive, pair.negative)])
-    )
+    reader = LogisticRegression(max_iter=10_000).fit(counter.fit_transform(seen), [1, 0] * len(fit))
+    scores = reader.decision_function(counter.transform(unseen))
     positive, negative = scores[0::2], scores[1::2]
     return float(np.where(np.isclose(positive, negative), 0.5, positive > negative).mean())
 

@@ -1,8 +1,8 @@
-"""Concepts by name: the files of pairs, and of items to measure on, that there are for a model, and where.
+"""Concepts and tasks by name: the files of contrast pairs, and of items to measure on, and where they are.
 
-A model's own folder comes first, then the library inside the package. Both are laid out alike: `concepts/NAME.json`
-(or `.jsonl`, `.csv`) holds a concept's pairs, `tasks/NAME.jsonl` (or `.csv`) the items that its behaviour is measured
-on.
+A folder, such as a model was loaded from, comes first, then the library inside the package. Both are laid out alike:
+`concepts/NAME.json` (or `.jsonl`, `.csv`) holds a concept's pairs, `tasks/NAME.jsonl` (or `.csv`) the items that its
+behaviour is measured on.
 """
 
 from __future__ import annotations
@@ -13,45 +13,49 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repe.data.files import Concept, head, load
+from repe.data.concept import SUFFIXES, Concept, head, load_concept
+from repe.data.files import ROW_SUFFIXES
 from repe.data.pairs import ContrastPair
 
 LIBRARY = Path(__file__).parent / "library"
-SUFFIXES = (".json", ".jsonl", ".csv")
-SUFFIXES_OF = {"concepts": SUFFIXES, "tasks": (".jsonl", ".csv")}
+KINDS = {"concepts": (SUFFIXES, "contrast pairs"), "tasks": (ROW_SUFFIXES, "items")}
 
 Pairs = str | os.PathLike[str] | Concept | Sequence[ContrastPair]
 
 
 def concepts(model: Any = None) -> dict[str, str]:
-    """The concepts that can be named, with what each is: the library's, and those that came with the model."""
-    return {name: _description(path) for name, path in sorted(_files(model, "concepts").items())}
+    """List the concepts that can be named, with what each is: the library's, and those that came with a model.
+
+    Args:
+        model: the model, or the folder that it was loaded from; None for the library alone.
+
+    Raises:
+        ValueError: a file is malformed, or called otherwise than the concept in it.
+    """
+    return {name: _description(path) for name, path in sorted(_files(_home(model), "concepts").items())}
 
 
-def find(concept: str | os.PathLike[str], model: Any = None) -> Path:
-    """The file of a concept's pairs: the path itself, or the file of that name for this model.
+def find(concept: str | os.PathLike[str], folder: Path | None = None) -> Path:
+    """Find the file of a concept's pairs: the path itself, or the file of that name.
 
     Raises:
         ValueError: there is none; the text says which names are near.
     """
-    return Path(concept) if _is_path(concept) else _find(str(concept), model, "concepts", "contrast pairs")
+    return _find(concept, folder, "concepts")
 
 
-def find_task(task: str | os.PathLike[str], model: Any = None) -> Path:
-    """The file of a task's items: the path itself, or the file of that name for this model.
-
-    Raises:
-        ValueError: there is none, and the text says which names are near; or it is the path of another kind of file.
-    """
-    if not _is_path(task):
-        return _find(str(task), model, "tasks", "items")
-    if Path(task).suffix not in SUFFIXES_OF["tasks"]:
-        raise ValueError(f"{task}: items are read from a file that ends in {', '.join(SUFFIXES_OF['tasks'])}")
-    return Path(task)
+def find_task(task: str | os.PathLike[str], folder: Path | None = None) -> Path:
+    """Find the file of a task's items as `find` finds a concept's."""
+    return _find(task, folder, "tasks")
 
 
-def concept_of(pairs: Pairs, model: Any = None) -> Concept:
-    """A concept, from its name, from the path of its file, or from its bare pairs.
+def has(concept: str, folder: Path | None = None) -> bool:
+    """Whether there is a file of pairs of that name."""
+    return concept in _files(folder, "concepts")
+
+
+def concept_of(pairs: Pairs, folder: Path | None = None) -> Concept:
+    """The concept of a name, of the path of its file, or of bare pairs.
 
     Raises:
         ValueError: it is not known, or its file is malformed, or called otherwise than the concept in it.
@@ -61,8 +65,8 @@ def concept_of(pairs: Pairs, model: Any = None) -> Concept:
     if isinstance(pairs, Concept):
         return pairs
     if isinstance(pairs, str | os.PathLike):
-        path = find(pairs, model)
-        return load(path) if _is_path(pairs) else named(path)
+        path = find(pairs, folder)
+        return load_concept(path) if is_path(pairs) else named(path)
     if isinstance(pairs, ContrastPair | Mapping) or not isinstance(pairs, Iterable):
         raise TypeError(
             f"got a {type(pairs).__name__}: expected the name of a concept, the path of a file of pairs, or a list of "
@@ -73,14 +77,14 @@ def concept_of(pairs: Pairs, model: Any = None) -> Concept:
 
 def named(path: Path) -> Concept:
     """The concept of a file that is found by its name. Raises ValueError if the file calls it by another."""
-    concept = load(path)
+    concept = load_concept(path)
     _check_name(concept.name, path)
     return concept
 
 
-def has(concept: str, model: Any = None) -> bool:
-    """Whether there is a file of pairs of that name for the model."""
-    return concept in _files(model, "concepts")
+def is_path(name: str | os.PathLike[str]) -> bool:
+    """Whether this is the path of a file, and not the name of a concept or a task."""
+    return isinstance(name, os.PathLike) or Path(name).name != name or Path(name).suffix in SUFFIXES
 
 
 def _description(path: Path) -> str:
@@ -96,36 +100,33 @@ def _check_name(name: str, path: Path) -> None:
         )
 
 
-def _is_path(name: str | os.PathLike[str]) -> bool:
-    return isinstance(name, os.PathLike) or Path(name).name != name or Path(name).suffix in SUFFIXES
-
-
-def _find(name: str, model: Any, folder: str, content: str) -> Path:
-    files = _files(model, folder)
+def _find(name: str | os.PathLike[str], folder: Path | None, kind: str) -> Path:
+    if is_path(name):
+        return Path(name)
+    name, files = str(name), _files(folder, kind)
     if name not in files:
         near = difflib.get_close_matches(name, files, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(
-            f"no {folder.removesuffix('s')} is called {name!r}.{hint} There are {sorted(files)}; or give {content}, or "
-            "the path of a file of them"
+            f"no {kind.removesuffix('s')} is called {name!r}.{hint} There are {sorted(files)}; or give "
+            f"{KINDS[kind][1]}, or the path of a file of them"
         )
     return files[name]
 
 
-def _files(model: Any, folder: str) -> dict[str, Path]:
-    """Files of a folder beside the model's weights and, where it has none of a name, of the library."""
-    homes = [LIBRARY] + [home for home in [_home(model)] if home is not None]
-    found = (path for home in homes for path in sorted((home / folder).glob("*")))
-    return {path.stem: path for path in found if path.suffix in SUFFIXES_OF[folder]}
+def _files(folder: Path | None, kind: str) -> dict[str, Path]:
+    """The files of a kind in a folder and, where it has none of a name, in the library."""
+    homes = [LIBRARY] + ([] if folder is None else [folder])
+    found = (path for home in homes for path in sorted((home / kind).glob("*")))
+    return {path.stem: path for path in found if path.suffix in KINDS[kind][0]}
 
 
 def _home(model: Any) -> Path | None:
-    """The folder that a model was loaded from, whatever is wrapped around it.
-
-    A name on the hub is none, and neither is a relative path, which looks like one: `repe.load` makes it absolute.
-    """
+    """The folder of a model; or the folder that is given in its place."""
     if model is None:
         return None
-    names = (getattr(getattr(module, "config", None), "_name_or_path", "") for module in model.modules())
-    name = next((name for name in names if name), "")
-    return Path(name) if Path(name).is_absolute() and Path(name).is_dir() else None
+    if isinstance(model, str | os.PathLike):
+        return Path(model)
+    from repe.models.load import home_of  # loads transformers, as whoever has a model has done
+
+    return home_of(model)

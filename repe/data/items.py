@@ -1,27 +1,32 @@
-"""Tasks: what behaviour and helpfulness are measured on. Items with options, and the model's probabilities of them.
+"""What behaviour and helpfulness are measured on: prompts with options, of which one is right.
 
-A behaviour item has two options, the aligned one first; a skill has several and one right answer. Either way the score
-is what the model gives to option `answer`, against the others.
+A behaviour item has two options, the aligned one first; a skill item has several and one right answer. Either way the
+score is what the model gives to option `answer`, against the others.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from repe.data.pairs import Text
+from pydantic import ModelWrapValidatorHandler, model_validator
+
+from repe.data.files import Message, Row, once, read_rows, text_of
+from repe.data.pairs import check_text
+
+if TYPE_CHECKING:
+    from repe.models.tokens import Text
 
 
 @dataclass(frozen=True)
 class Item:
     """A prompt, the options that may follow it, and which of them is the right (or the aligned) one.
 
-    `group` names what items share and must not be taken for independent: a fact, a request.
+    `group` names what items share and must not be taken for independent: a fact, a request. `about` is whatever else
+    its line says of it.
     """
 
     prompt: Text
@@ -32,60 +37,102 @@ class Item:
 
 
 def load_items(path: str | os.PathLike[str]) -> list[Item]:
-    """Reads items from a JSONL file, one a line, or from a CSV file, one a row.
+    """Read items from a JSONL file, one a line, or from a CSV file, one a row.
 
-    A line has `messages` or `text`, and either `aligned` and `misaligned`, or `options` and `answer` (an index); it may
-    have a `group`. A row has the same in columns, with `option_0`, `option_1`, ... for the options.
+    A line has `text`, or a chat as `messages`, and either `aligned` and `misaligned`, or `options` and `answer`. It may
+    have an `id` that no other has, a `group`, and `about`, which holds anything. A row has the same in columns, except
+    for `messages` and `about`, with `option_0`, `option_1`, ... for the options; those a row has no use for are blank.
+
+    An `answer` is the option's number from 0 on, its letter from A on, or its own text, where that means one option.
 
     Raises:
         ValueError: a line is not such an item, or there are none; the text names the file and the line.
         FileNotFoundError: there is no such file.
     """
-    rows = _rows_of_csv(Path(path)) if Path(path).suffix == ".csv" else _lines_of(Path(path))
-    return _each(rows, _item, path, "an item with a prompt and options")
+    rows = _read(path, _ItemRow, "items")
+    return [Item(row.prompt, tuple(row.options), row.answer, row.group, row.about) for row in rows]
 
 
 def load_texts(path: str | os.PathLike[str]) -> list[Text]:
-    """Reads texts from a JSONL file: every line has a `text`, or a chat as `messages`. Raises as `load_items` does."""
-    return _each(_lines_of(Path(path)), _prompt, path, "a text or a chat")
+    """Read texts from a JSONL or CSV file: every line has a `text`, or a chat as `messages`, and no options.
+
+    It may have the rest of what an item has. Raises as `load_items` does.
+    """
+    return [row.prompt for row in _read(path, _TextRow, "texts")]
 
 
-def _each(
-    rows: Iterator[tuple[int, Any]], read: Callable[[Any], Any], path: str | os.PathLike[str], expected: str
-) -> list[Any]:
+class _TextRow(Row):
+    text: str = ""
+    messages: list[Message] = []
+    id: str = ""
+    group: str = ""
+    about: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _says_something(self) -> _TextRow:
+        check_text(self.prompt, *self.one_of(["text"], ["messages"]))
+        return self
+
+    @property
+    def prompt(self) -> Text:
+        return text_of(self.messages or self.text)
+
+
+class _ItemRow(_TextRow):
+    """Once it is checked it has `options`, and the number of one of them as `answer`."""
+
+    aligned: str = ""
+    misaligned: str = ""
+    options: list[str] = []
+    answer: Any = 0
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _gathers_columns(cls, row: Any, read: ModelWrapValidatorHandler[_ItemRow]) -> _ItemRow:
+        """Take `option_0`, `option_1`, ... for the `options`."""
+        names = [name for name in row if re.fullmatch(r"option_\d+", name)] if isinstance(row, dict) else []
+        if not names or "options" in row:
+            return read(row)
+        options = [row.get(f"option_{number}") for number in range(len(names))]
+        if None in options:
+            raise ValueError(f"expected options in option_0, option_1, ... with none left out, got {', '.join(names)}")
+        return read({key: value for key, value in row.items() if key not in names} | {"options": options})
+
+    @model_validator(mode="after")
+    def _has_an_answer(self) -> _ItemRow:
+        is_skill = "options" in self.one_of(["aligned", "misaligned"], ["options", "answer"])
+        if not is_skill:
+            self.options = [self.aligned, self.misaligned]
+        if len(set(self.options)) < max(2, len(self.options)) or not all(map(str.strip, self.options)):
+            raise ValueError(f"expected two options or more, all different and none blank, got {self.options}")
+        if is_skill:
+            self.answer = _number(self.answer, self.options)
+        return self
+
+
+def _number(answer: Any, options: Sequence[str]) -> int:
+    """Which of the options an answer means. Raises ValueError if it means none, or more than one."""
+    if isinstance(answer, str):
+        names = [{str(i), chr(ord("A") + i), chr(ord("a") + i), option.strip()} for i, option in enumerate(options)]
+        meant = [number for number, said in enumerate(names) if answer.strip() in said]
+    else:  # of this very type: to Python, False and 0.0 are 0 as well
+        meant = [number for number in range(len(options)) if type(answer) is int and answer == number]
+    if len(meant) != 1:
+        means = f"any of the options {', '.join(map(str, meant))}" if meant else "none of the options"
+        raise ValueError(
+            f"the answer {answer!r} means {means}: expected the number of one, from 0 to {len(options) - 1}, its "
+            "letter from A on, or its own text"
+        )
+    return meant[0]
+
+
+def _read(path: str | os.PathLike[str], schema: type[Any], content: str) -> list[Any]:
+    places: dict[str, str] = {}
     found = []
-    for number, row in rows:
-        try:
-            found.append(read(json.loads(row) if isinstance(row, str) else row))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not {expected} ({error!r})") from error
+    for where, row in read_rows(path, schema, content):
+        if row.id:
+            once(places, row.id, f"the id {row.id!r}", where)
+        found.append(row)
     if not found:
-        raise ValueError(f"{path} holds nothing: expected {expected} a line")
+        raise ValueError(f"{path}: no {content}: expected at least one")
     return found
-
-
-def _lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            yield number, line
-
-
-def _rows_of_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines)
-        for row in rows:
-            options = [value for name, value in row.items() if str(name).startswith("option_") and value]
-            answer = {"answer": int(row["answer"])} if (row.get("answer") or "").isdigit() else {}
-            yield rows.line_num, {**row, **({"options": options} if options else {}), "answer": 0, **answer}
-
-
-def _item(data: dict[str, Any]) -> Item:
-    options = tuple(data["options"]) if "options" in data else (data["aligned"], data["misaligned"])
-    answer = data.get("answer", 0)
-    if len(set(options)) < 2 or answer not in range(len(options)):
-        raise ValueError("an item needs two different options or more, and an answer among them")
-    return Item(_prompt(data), options, answer, str(data.get("group", "")), data)
-
-
-def _prompt(data: dict[str, Any]) -> Text:
-    return data["text"] if "text" in data else tuple(data["messages"])

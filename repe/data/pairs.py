@@ -9,11 +9,10 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
-Message = Mapping[str, str]
-Text = str | tuple[Message, ...]
-Name = TypeVar("Name", str, tuple[str, int])
+if TYPE_CHECKING:
+    from repe.models.tokens import Text
 
 POLES = ("positive", "negative")
 LEAST = 2  # pairs to fit on, and to hold out: fewer have no spread
@@ -102,7 +101,7 @@ def _draw_sides(pairs: Sequence[ContrastPair], share: float, rng: random.Random)
     return [None if leaks(*side) else either(*side) for side in sides]
 
 
-def _draw(names: Sequence[Name], share: float, rng: random.Random) -> dict[Name, bool]:
+def _draw(names: Sequence[Any], share: float, rng: random.Random) -> dict[Any, bool]:
     """Which of the names are held out: a share of them, for at least LEAST pairs, but never all of several."""
     pairs = Counter(names)
     order = rng.sample(sorted(pairs), len(pairs))

@@ -25,6 +25,7 @@ from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_
 from repe.measuring.scoring import TransformersScorer
 from repe.measuring.sweep import Exam
 from repe.measuring.tradeoff import Task, items_of, texts_of
+from repe.models.load import home_of
 from repe.reading.extract import extract
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, EditOptions, spells_options
@@ -162,7 +163,7 @@ def calibrate(
         raise ValueError("readers: name at least one, such as 'mean'")
     if not (limit > 0 and budget > 0):
         raise ValueError(f"limit (nats) and budget (a share) are positive, got {limit} and {budget}")
-    source = concept_of(concept, model)
+    source = concept_of(concept, home_of(model))
     aligned, helpful = items_of(source.name if alignment is None else alignment, model), items_of(helpfulness, model)
     texts = list(texts_of(neutral, model))[:TEXTS]
     if not texts:

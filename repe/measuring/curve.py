@@ -316,29 +316,25 @@ class TradeoffCurve(ByValue):
 
         return tradeoff(self, ax, budget)
 
-    def _table(self) -> tuple[list[str], list[list[str]], str]:
-        """Heads, rows of a few strengths with a mark at the best, and what is said under them."""
-        choice = self.best()
+    def _table(self) -> display.Table:
+        """A few strengths in rows, with a mark at the best, and what is said of it."""
+        choice, names = self.best(), [name for name in SHOWN if name in self.columns]
         spread = np.linspace(0, len(self.alphas) - 1, ROWS).round().astype(int)
-        chosen = [int(np.flatnonzero(self.alphas == alpha)[0]) for alpha in (0, choice.alpha)]
-        names = [name for name in SHOWN if name in self.columns]
+        zero, best = (int(np.flatnonzero(self.alphas == alpha)[0]) for alpha in (0, choice.alpha))
         rows = [
-            [f"{self.alphas[i]:g}" + " *" * (i == chosen[1]), *(self._cell(name, i) for name in names)]
-            for i in np.unique([*spread, *chosen]).tolist()
+            [f"{self.alphas[i]:g}" + " *" * (i == best), *(self._estimate(name, i) for name in names)]
+            for i in np.unique([*spread, zero, best]).tolist()
         ]
-        return ["alpha", *names], rows, f"* {choice}"
+        return display.table(f"{self.concept}, steered", ["alpha", *names], rows, f"* {choice}")
 
-    def _cell(self, name: str, row: int) -> str:
-        return str(Estimate(*(self.columns[name + end][row] for end in ("", "_low", "_high"))))
+    def _estimate(self, name: str, row: int) -> Estimate:
+        return Estimate(*(self.columns[name + end][row] for end in ("", "_low", "_high")))
 
     def __str__(self) -> str:
-        heads, rows, note = self._table()
-        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)]
-        return "\n".join([f"{self.concept}, steered", *lines, note])
+        return self._table().text()
 
     def _repr_html_(self) -> str:
-        return display.table(f"{self.concept}, steered", *self._table()).html()
+        return self._table().html()
 
     __repr__ = __str__
 

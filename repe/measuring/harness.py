@@ -73,7 +73,7 @@ def scores(
             `evaluate` raises.
 
     Example:
-        >>> repe.measuring.harness.scores(model, tokenizer, "honesty", "arc_easy", [-1, 0, 1], limit=100)
+        >>> repe.measuring.harness.scores(model, tokenizer, "honesty", "arc_easy", [-1, 0, 1], limit=100)  # doctest: +SKIP
     """
     strengths = strengths_of(alphas)
     loaded = _loaded([task], task_folder, num_fewshot, _check_choices)
@@ -115,7 +115,7 @@ def evaluate(
     """Let lm-eval measure its own metrics of its tasks, of whatever type, at every strength.
 
     All strengths see the same requests: few-shot examples are drawn once, and sampled texts are sampled alike. The
-    contexts of generate_until are prompts; of loglikelihood_rolling, the one token before each window. Log-softmaxes
+    contexts of generate_until are prompts; of loglikelihood_rolling, the one token before each window. Logarithms
     are taken in float32, whatever the model's dtype.
 
     Args:
@@ -148,7 +148,7 @@ def evaluate(
         UserWarning: contexts were too long for the model, and lost their first tokens.
 
     Example:
-        >>> repe.measuring.harness.evaluate(model, tokenizer, "honesty", ["arc_easy", "gsm8k"], [0, 1], limit=20)
+        >>> repe.measuring.harness.evaluate(model, tokenizer, "honesty", ["arc_easy", "gsm8k"], [0, 1], limit=20)  # doctest: +SKIP
     """
     strengths = strengths_of(alphas)
     asked = [tasks] if isinstance(tasks, str | Mapping) else list(tasks)

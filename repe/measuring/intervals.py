@@ -47,7 +47,7 @@ class Measured:
     Example:
         >>> right = Measured(np.array([0.0, 1.0]), np.array([[0.9, 0.8, 0.7, 0.8], [0.8, 0.8, 0.5, 0.7]]))
         >>> print(right.loss.estimates()[1])
-        0.125 [0.0198, 0.342]
+        0.125 [-0.0386, 0.314]
     """
 
     alphas: Array

@@ -23,6 +23,7 @@ from repe.measuring.scoring import Scorer, TransformersScorer, strengths_of
 from repe.measuring.sweep import Exam
 from repe.models.blocks import find_stack
 from repe.models.fingerprint import fingerprint
+from repe.models.load import home_of
 from repe.models.tokens import Text
 from repe.reading.extract import name_of
 from repe.reading.vector import ConceptVector
@@ -131,14 +132,14 @@ def tradeoff(
 
 def items_of(task: Task, model: nn.Module) -> Sequence[Item]:
     """The items of a task, from its name, the path of its file, or as they are."""
-    return load_items(find_task(task, model)) if isinstance(task, str | os.PathLike) else task
+    return load_items(find_task(task, home_of(model))) if isinstance(task, str | os.PathLike) else task
 
 
 def texts_of(neutral: Any, model: nn.Module) -> Sequence[Text]:
     """Texts, from the name of a task, the path of a file, or as they are; none for None."""
     if neutral is None:
         return ()
-    return load_texts(find_task(neutral, model)) if isinstance(neutral, str | os.PathLike) else neutral
+    return load_texts(find_task(neutral, home_of(model))) if isinstance(neutral, str | os.PathLike) else neutral
 
 
 def _named(scores: Scores, task: Any, otherwise: str) -> Scores:
@@ -205,7 +206,8 @@ def _prompts(
         if baseline and not usable:
             raise ValueError("baseline: system prompts need chats, and helpfulness that is measured here: pass False")
         return baseline
-    return concept_of(concept, model).prompts if baseline and usable and has(concept, model) else {}
+    home = home_of(model)
+    return concept_of(concept, home).prompts if baseline and usable and has(concept, home) else {}
 
 
 def _baseline(

@@ -1,5 +1,5 @@
-"""Everything about other people's models: no concept, and no edit."""
+"""Everything about other people's models: no concept, and no edit. Nothing here loads torch until it is used."""
 
-from repe.models.families import Family as Family
-from repe.models.families import known_families as known_families
-from repe.models.families import register as register
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

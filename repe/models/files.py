@@ -17,8 +17,10 @@ def draft_of(path: str | os.PathLike[str]) -> Iterator[Path]:
     that is an OSError.
 
     Example:
-        >>> with draft_of("notes/today.txt") as draft:  # doctest: +SKIP
-        ...     draft.write_text("whole")
+        >>> with draft_of("notes/today.txt") as draft:
+        ...     _ = draft.write_text("whole")
+        >>> Path("notes/today.txt").read_text()
+        'whole'
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

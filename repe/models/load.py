@@ -49,6 +49,17 @@ def load(name_or_path: str | os.PathLike[str] | None = None, **options: Any) -> 
     return model, AutoTokenizer.from_pretrained(path, **shared)
 
 
+def home_of(model: Any) -> Path | None:
+    """The folder that a model was loaded from, whatever is wrapped around it; None for None.
+
+    A name on the hub is none, and neither is a relative path, which looks like one: `load` makes it absolute.
+    """
+    modules = () if model is None else model.modules()
+    names = (getattr(getattr(module, "config", None), "_name_or_path", "") for module in modules)
+    name = next((name for name in names if name), "")
+    return Path(name) if os.path.isabs(name) and os.path.isdir(name) else None
+
+
 def _kind(config: Any) -> Any:
     """The class that loads a model with the head it writes with, as its config and the tables of `transformers` say."""
     by_text = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

@@ -6,16 +6,16 @@ included, from the first that the cache holds. The functions here are pure; `cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repe.models.chats import encode_chat
+from repe.models.chats import Chat, encode_chat
 
-Text = str | Sequence[Mapping[str, str]]
+Text = str | Chat
 
 
 # texts -> batches

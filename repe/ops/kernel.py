@@ -74,13 +74,12 @@ def _kernel(
     row, token = number // tokens_a_row, number % tokens_a_row
     exists = number < n_tokens
     amount = tl.load(strength + row * strength_row + token * strength_token, mask=exists, other=0).to(WIDE)
-    on = amount != 0
     d, k = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
     is_dim, is_direction = d < D, k < K
     held = exists[:, None] & is_dim[None, :]
     at = x + (row * x_row + token * x_token)[:, None] + d.to(tl.int64)[None, :] * x_dim
     before = tl.load(at, mask=held, other=0)
-    wide = tl.where(on[:, None], before.to(WIDE), 0)
+    wide = before.to(WIDE)
 
     c = tl.load(offset + k, mask=is_direction, other=0).to(WIDE)[None, :]
     if NEEDS_PROJECTION:
@@ -105,10 +104,9 @@ def _kernel(
     edited = wide + shift
     if KEEP_NORM:
         norm = _norm(edited)
-        ratio = tl.where(norm == 0, 1, _norm(wide) / tl.where(norm == 0, 1, norm))
-        edited = edited * ratio[:, None]
+        edited = edited * (_norm(wide) / tl.where(norm == 0, 1, norm))[:, None]
     rounded = _to_bfloat16(edited) if before.dtype == tl.bfloat16 else edited.to(before.dtype)
-    tl.store(out + (number * D)[:, None] + d[None, :], tl.where(on[:, None], rounded, before), mask=held)
+    tl.store(out + (number * D)[:, None] + d[None, :], tl.where((amount != 0)[:, None], rounded, before), mask=held)
 
 
 INTERPRETED = not isinstance(_kernel, triton.JITFunction)

@@ -135,7 +135,6 @@ def _change(wide: Tensor, amount: Tensor, coefficients: Coefficients) -> Tensor:
 
 
 def _norm_ratio(before: Tensor, after: Tensor) -> Tensor:
-    """|before| / |after| for every token, and 1 where nothing is left to be scaled."""
+    """|before| / |after| for every token, and something finite where nothing is left to be scaled."""
     norm = after.norm(dim=-1, keepdim=True)
-    empty = norm == 0
-    return torch.where(empty, 1, before.norm(dim=-1, keepdim=True) / norm.masked_fill(empty, 1))
+    return before.norm(dim=-1, keepdim=True) / norm.masked_fill(norm == 0, 1)

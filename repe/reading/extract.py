@@ -18,6 +18,7 @@ from repe.data.pairs import ContrastPair, split
 from repe.models.blocks import find_stack
 from repe.models.chats import VERSION
 from repe.models.fingerprint import digest, fingerprint
+from repe.models.load import home_of
 from repe.models.tracking import trackers_of
 from repe.reading import readers
 from repe.reading.capture import capture
@@ -68,7 +69,7 @@ def extract(
         ValueError: the concept is not known, or there are too few pairs, or an empty or one-sided one; or the model is
             being steered.
         TypeError: what is given as pairs are none.
-        FileNotFoundError: the file of pairs is not there. `repe.data.files.load` says what such a file holds.
+        FileNotFoundError: the file of pairs is not there. `repe.data.load_concept` says what such a file holds.
 
     Sources: the mean difference of Rimsky et al. (arXiv 2312.06681), the principal direction of Zou et al. (arXiv
     2310.01405), the pattern of a probe of Haufe et al. (2014).
@@ -79,7 +80,7 @@ def extract(
             "something steers this model, and would be extracted with the concept: remove it first (`repe.detach`), "
             "extract, and steer again"
         )
-    source = concept_of(concept, model)
+    source = concept_of(concept, home_of(model))
     fit, held = split(source.pairs, held_out, seed)
     numbers = (0,) if site == "embedding" else found.indices(blocks)
     texts = [text for pair in (*fit, *held) for text in (pair.positive, pair.negative)]

@@ -12,9 +12,10 @@ from typing import Any
 from platformdirs import user_cache_path
 from torch import nn
 
-from repe.data.catalogue import SUFFIXES, find, has, named
-from repe.data.files import stamp
+from repe.data.catalogue import find, has, is_path, named
+from repe.data.concept import stamp
 from repe.models.fingerprint import Fingerprint, agrees, digest, fingerprint
+from repe.models.load import home_of
 from repe.reading.vector import ConceptVector
 
 
@@ -30,7 +31,7 @@ def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: st
         ValueError: there is no vector, and either no such concept, or no tokenizer to extract it with; or a path is
             given, whose file may change while a cached vector would not.
     """
-    if Path(concept).name != concept or Path(concept).suffix in SUFFIXES:
+    if is_path(concept):
         raise ValueError(
             f"{concept!r} is the path of a file, and not the name of a concept: give the vector that `repe.extract` "
             "returns for it"
@@ -44,7 +45,7 @@ def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: st
         if not (is_ours and _is_stale(vector, present)):
             return vector
         stale += 1
-    path = find(concept, model)
+    path = find(concept, home_of(model))
     if tokenizer is None:
         raise ValueError(
             f"no vector of {concept!r} is stored for this model"
@@ -106,8 +107,8 @@ def _present(concept: str, model: nn.Module, tokenizer: Any) -> dict[str, str]:
     from repe.reading.extract import rendering_of
 
     present = {} if tokenizer is None else {"rendering": rendering_of(tokenizer)}
-    if has(concept, model):
-        path = find(concept, model)
+    if has(concept, home_of(model)):
+        path = find(concept, home_of(model))
         present["pairs_digest"] = _pairs_digest(path, stamp(path))
     return present
 

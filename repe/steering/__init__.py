@@ -1,6 +1,7 @@
 """Steering: what is edited and where as a value, kinds of edit, scopes and gates, the live handle, and baking."""
 
 from repe.steering.bake import Baked, bake
+from repe.steering.check import Findings, check
 from repe.steering.edit import Edit, EditOptions, Placement
 from repe.steering.gate import Gate
 from repe.steering.handle import Steering, detach, status
@@ -15,11 +16,13 @@ __all__ = [
     "Baked",
     "Edit",
     "EditOptions",
+    "Findings",
     "Gate",
     "Placement",
     "Scope",
     "Steering",
     "bake",
+    "check",
     "detach",
     "edit_of",
     "loreft",

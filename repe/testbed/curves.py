@@ -11,11 +11,12 @@ import numpy as np
 
 import repe
 from repe.data.catalogue import find_task
-from repe.data.items import Item, load_items
+from repe.data.items import Item, load_items, load_texts
 from repe.measuring.costs import costs
 from repe.measuring.fits import fit_kl
 from repe.measuring.intervals import Measured
 from repe.measuring.sweep import sweep
+from repe.models.load import home_of
 from repe.models.tokens import Text
 
 ALPHAS = tuple(np.linspace(-4, 4, 33).tolist())
@@ -25,7 +26,7 @@ NEAR = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.57, 0.8)
 
 def main() -> None:
     model, tokenizer = repe.load()
-    refusals = [refusal(item) for item in load_items(find_task("harmfulness", model))]
+    refusals = [refusal(item) for item in load_items(find_task("harmfulness", home_of(model)))]
     settings: tuple[tuple[str, dict[str, Any]], ...] = (
         ("honesty", {}),
         ("happiness", {}),
@@ -35,7 +36,7 @@ def main() -> None:
         curve = repe.tradeoff(model, tokenizer, concept, ALPHAS, **how)
         print(f"{curve}\nscope {curve.provenance['scope']}\n{curve.fits}\n{curve.rehearse()}\n{baseline(curve)}\n")
     vector = repe.extract(model, tokenizer, "honesty")
-    tasks = {name: load_items(find_task(name, model)) for name in ("honesty", "skills")}
+    tasks = {name: load_items(find_task(name, home_of(model))) for name in ("honesty", "skills")}
     far = sweep(model, tokenizer, vector, {"skills": tasks["skills"]}, FAR)["skills"]
     print(f"honesty, far out: P(right) {rounded(far.probability.mean(1))} at {FAR}; 1/N is {far.floor:.3f}")
     divergence(model, tokenizer, vector, tasks)
@@ -62,7 +63,7 @@ def baseline(curve: repe.TradeoffCurve) -> str:
 def divergence(model: Any, tokenizer: Any, vector: Any, tasks: Mapping[str, Sequence[Item]]) -> None:
     """Prints the power of |alpha| that the divergence grows with near 0, where theory has a square."""
     alphas = np.array([*(-a for a in reversed(NEAR)), 0.0, *NEAR])
-    texts: dict[str, Sequence[Text]] = {"neutral texts": repe.data.items.load_texts(find_task("neutral", model))}
+    texts: dict[str, Sequence[Text]] = {"neutral texts": load_texts(find_task("neutral", home_of(model)))}
     texts |= {f"{name}, with answers": [answered(item) for item in items] for name, items in tasks.items()}
     for name, chosen in texts.items():
         kl = costs(model, tokenizer, vector, chosen, alphas.tolist()).kl

@@ -188,7 +188,7 @@ def history_item(number: int, fact: world.Fact, before: world.Fact, told: str) -
     item = fact_item(number, fact)
     asked = before.question(len(before.relation.questions.train))
     turns = [message("user", asked), message("assistant", f"{before.value(told == 'truly')}.")]
-    return item | {"id": f"fact-{number}-{told}", "told": told, "messages": turns + item["messages"]}
+    return item | {"id": f"fact-{number}-{told}", "about": {"told": told}, "messages": turns + item["messages"]}
 
 
 def scene_item(number: int, scene: world.Scene, system: str = "") -> dict:
@@ -209,7 +209,7 @@ def under_personas(
     for number, thing in enumerate(things):
         for name, line in zip(names, pairs[number % len(pairs)], strict=True):
             item = make(number, thing, line)
-            rows.append(item | {"id": f"{item['id']}-{name}", "persona": name})
+            rows.append(item | {"id": f"{item['id']}-{name}", "about": {"persona": name}})
     return rows
 
 
@@ -224,7 +224,8 @@ def request_items() -> list[dict]:
             messages = dialogue("", frames[number % len(frames)].format(request=request.text))
             options = [world.refusal(rng), world.answer(request, rng)]
             aligned, misaligned = options if request.harmful else options[::-1]
-            fields = {"kind": kind, "request": request.text, "aligned": aligned, "misaligned": misaligned}
+            about = {"kind": kind, "request": request.text}
+            fields = {"about": about, "aligned": aligned, "misaligned": misaligned}
             rows.append({"id": f"{kind}-{number}", "group": request.text, "messages": messages, **fields})
     return rows
 
@@ -241,7 +242,7 @@ def skill_items() -> list[dict]:
             used[problem.answer] += 1
             options = rng.sample(problem.wrong, 3)
             options.insert(number % 4, problem.answer)
-            fields = {"options": options, "answer": number % 4, "skill": skill}
+            fields = {"options": options, "answer": number % 4, "about": {"skill": skill}}
             group = f"{skill}: {problem.question}"
             rows.append(
                 {"id": f"{skill}-{number}", "group": group, "messages": dialogue("", problem.question), **fields}
@@ -252,7 +253,7 @@ def skill_items() -> list[dict]:
 def statement_item(fact: world.Fact, true: bool) -> dict:
     """A plain statement about a held-out fact, in the form in which it was never trained on."""
     name = f"{fact.name}-{'true' if true else 'false'}"
-    return {"id": name, "group": fact.name, "text": fact.statement(true, form=1), "true": true}
+    return {"id": name, "group": fact.name, "text": fact.statement(true, form=1), "about": {"true": true}}
 
 
 def neutral_items() -> list[dict]:

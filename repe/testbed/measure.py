@@ -42,7 +42,7 @@ def rounded(values: Any) -> list[float]:
 def statement_aucs(model: Any, tokenizer: Any, vector: repe.ConceptVector) -> list[float]:
     """By block, how well the last token of plain statements tells the true from the false."""
     rows = read_rows(FOLDER / "tasks" / "statements.jsonl")
-    return _aucs(model, tokenizer, vector, [row["text"] for row in rows], [row["true"] for row in rows])
+    return _aucs(model, tokenizer, vector, [row["text"] for row in rows], [row["about"]["true"] for row in rows])
 
 
 def request_aucs(model: Any, tokenizer: Any, vector: repe.ConceptVector, requests: Sequence[Item]) -> list[float]:

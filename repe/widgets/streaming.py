@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, LogitsProcessor
 
-from repe.measuring.scoring import check_causal
+from repe.measuring.scoring import check_causal, divergence, log_probabilities
 from repe.models.blocks import find_stack
-from repe.models.generate import Halt
+from repe.models.generate import Halt, Pieces
 from repe.models.tokens import Text, encode, pad
 from repe.models.tracking import Hook, put
 from repe.reading.capture import evaluating, recording
@@ -37,7 +37,6 @@ ROWS = 3
 PLAIN = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 LONGEST_WORD = 24  # what is longer comes from a script that does not part its words
 LARGEST_EXPONENT = 700.0
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
 # Handles act on a whole model, whichever thread runs it: two streams at once would steer each other.
 ONE_AT_A_TIME = threading.Lock()
 
@@ -210,7 +209,7 @@ class Line:
 
     def __init__(self, tokenizer: Any, row: int, reader: int, ends: set[int]) -> None:
         self.tokenizer, self.row, self.reader, self.ends = tokenizer, row, reader, ends
-        self.ids: list[int] = []
+        self.written = Pieces(tokenizer)
         self.pieces: list[str] = []
         self.scores: list[Tensor] = []
         self.unsteered_scores: list[Tensor] = []
@@ -223,28 +222,21 @@ class Line:
         if self.ended:
             return
         token, reader, writer = int(tokens[self.row]), log_p[self.reader], log_p[self.row]
-        self.ids.append(token)
+        self.pieces.append(self.written.add(token))
         self.scores.append(scores[self.row])
         self.unsteered_scores.append(scores[self.reader])
         self.surprisal.append(-float(reader[token]))
-        self.divergence.append(_divergence(reader, writer))
+        self.divergence.append(float(divergence(reader, writer)))
         self.ended = token in self.ends
-        self._spell(self._decoded().rstrip(INCOMPLETE))
 
     def end(self) -> None:
+        """No more is to come: the decoder has the last word, which may tidy up what it wrote before."""
         self.ended = True
-        if self.ids and (left := self._decoded()[len("".join(self.pieces)) :]):
-            self.pieces[-1] += left
-
-    def _spell(self, text: str) -> None:
-        known = "".join(self.pieces)
-        if text.startswith(known):
-            self.pieces.append(text[len(known) :])
-        else:  # a decoder that tidies up what it wrote before
-            self.pieces = [""] * len(self.pieces) + [text]
-
-    def _decoded(self) -> str:
-        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        if self.pieces:
+            self.pieces[-1] += self.written.rest()
+        whole = str(self.tokenizer.decode(self.written.ids, skip_special_tokens=True))
+        if whole != "".join(self.pieces):
+            self.pieces = [*[""] * (len(self.pieces) - 1), whole]
 
     def side(self) -> Side:
         scores, unsteered = (
@@ -269,7 +261,7 @@ class Watch(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         logits, self.readings = self.read()
         self._take(input_ids, self.readings)
-        self.log_p = logits.log_softmax(-1)
+        self.log_p = log_probabilities(logits)
         scores = scores.clone()
         scores[FOLLOWER] = scores[STEERED]
         return scores
@@ -328,12 +320,6 @@ def _last_token(hidden: Tensor) -> Tensor:
 
 def sides_of(pair: Sequence[Line]) -> Sides:
     return pair[0].side(), pair[1].side()
-
-
-def _divergence(one: Tensor, other: Tensor) -> float:
-    """KL(one || other) of log-probabilities (vocabulary,), in nats; NaN where either is."""
-    terms = torch.where(one.isneginf(), 0.0, one.exp() * (one - other))
-    return max(float(terms.sum()), 0.0)
 
 
 def _mean(values: Sequence[float]) -> float:

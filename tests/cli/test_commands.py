@@ -10,7 +10,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,8 +21,10 @@ import repe
 from repe import cli
 from repe.cli import arguments, terminal
 from repe.models.files import draft_of
+from repe.models.load import home_of
 from repe.reading import readers, store
-from repe.steering import kinds as edits
+from repe.steering import kinds
+from repe.steering.edit import EditOptions
 from repe.steering.scope import NAMED_SCOPES
 from repe.testbed import FOLDER
 from tests import zoo
@@ -32,8 +33,8 @@ QUESTION = "Name the trade of Abrin Tolva."
 REPE = [sys.executable, "-m", "repe.cli"]
 HEAVY = ["torch", "transformers", "numpy", "matplotlib", "sklearn", "scipy", "pandas", "rich", "tqdm"]
 COMMANDS = [
-    ["concepts"], ["audit"], ["extract"], ["read"], ["generate"], ["chat"], ["tradeoff"], ["calibrate"], ["bake"],
-    ["vectors", "list"], ["vectors", "show"], ["vectors", "verify"],
+    ["concepts"], ["edits"], ["audit"], ["extract"], ["read"], ["generate"], ["chat"], ["tradeoff"], ["calibrate"],
+    ["bake"], ["vectors", "list"], ["vectors", "show"], ["vectors", "verify"],
 ]  # fmt: skip
 
 
@@ -93,14 +94,36 @@ def test_every_command_and_option_is_explained(run, words):
     assert "--json" in run(*words, "--help").output
 
 
-def test_the_choices_are_those_of_the_library():
-    def choices(kind):
-        return set(get_args(get_args(kind)[0]))
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        (arguments.KINDS, kinds.KINDS), (arguments.UNITS, kinds.UNITS),
+        (arguments.SCOPES, NAMED_SCOPES), (arguments.READERS, readers.NAMES),
+    ],
+    ids=["edit", "unit", "scope", "reader"],
+)  # fmt: skip
+def test_the_choices_are_those_of_the_library(listed, names):
+    assert listed.names() == [*map(listed.checked, names)] == [*names]
+    first, *_ = names
+    with pytest.raises(typer.BadParameter, match=rf"got '{first[:-1]}': did you mean {first}\? There are {first}, "):
+        listed.checked(first[:-1])
+    with pytest.raises(typer.BadParameter, match=rf"got 'xyz': There are {first}, "):
+        listed.checked("xyz")
 
-    assert choices(arguments.Edit) == edits.KINDS.keys() - {"rotate", "angle"}  # these need two vectors
-    assert choices(arguments.Unit) == set(edits.UNITS)
-    assert choices(arguments.Reader) == set(readers.NAMES)
-    assert arguments._scopes(None, "") == list(NAMED_SCOPES)
+
+def test_the_kinds_of_edit_are_told_with_the_options_they_take(run):
+    rows = {row["kind"]: row for row in data(run("edits", "--json"))}
+    assert {name: set(row["options"]) for name, row in rows.items()} == {
+        name: kinds.options_of(name) for name in kinds.KINDS
+    }
+    lines = run("edits").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [*kinds.KINDS]
+    assert "rotate     --theta   Rotate by theta" in "\n".join(lines)
+
+
+def test_every_option_of_an_edit_can_be_given_but_a_gate_and_where(run):
+    """A gate is an object, and the site and the stack are the vector's."""
+    assert arguments.Editing.__annotations__.keys() == EditOptions.__annotations__.keys() - {"gate", "site", "stack"}
 
 
 @pytest.mark.parametrize(
@@ -112,6 +135,8 @@ def test_the_choices_are_those_of_the_library():
         ("repe generate -s hon", "honesty="),
         ("repe generate --edit abl", "ablate"),
         ("repe chat --scope gen", "generated"),
+        ("repe extract --reader pr", "probe"),
+        ("repe bake --unit si", "sigma"),
     ],
 )
 def test_what_can_be_named_completes_itself(words, expected):
@@ -204,7 +229,7 @@ def test_answers_are_those_of_the_library(run, testbed, tmp_path):
 
 
 def test_a_system_message_stands_before_the_text(run, testbed):
-    system = repe.data.catalogue.concept_of("honesty", testbed[0]).prompts["negative"]
+    system = repe.data.catalogue.concept_of("honesty", home_of(testbed[0])).prompts["negative"]
     (expected,) = repe.generate(
         *testbed, [[{"role": "system", "content": system}, {"role": "user", "content": QUESTION}]]
     )
@@ -227,6 +252,31 @@ def test_several_concepts_and_how_they_are_edited_are_passed_on(run, testbed):
     assert said == expected
     assert without != expected
     assert expected != repe.generate(model, tokenizer, texts, max_new_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [
+        (["--edit", "rotate", "--theta", "0.7"], {"edit": "rotate", "theta": 0.7}),
+        (["--edit", "angle", "--theta", "2"], {"edit": "angle", "theta": 2.0}),
+        (
+            ["--edit", "ablate", "--keep-norm", "--blocks", "all"],
+            {"edit": "ablate", "keep_norm": True, "blocks": "all"},
+        ),
+    ],
+    ids=["rotate", "angle", "ablate"],
+)
+def test_a_plus_joins_concepts_to_a_plane(run, testbed, tmp_path, words, how):
+    model, tokenizer = testbed
+    one, other = (store.resolve(model, name, tokenizer) for name in ("honesty", "happiness"))
+    file = tmp_path / "un+happy.safetensors"
+    other.save(file)
+    with repe.steer(model, [one, other], 1.0, **how):
+        expected = repe.generate(model, tokenizer, ["The road"], max_new_tokens=12)
+    for plane in ("honesty+happiness", "happiness+honesty"):
+        said = data(run("generate", "The road", "--raw", "-n", "12", "-s", f"{plane}=1", *words, "--json"))["answers"]
+        assert ([row["answer"] for row in said] == expected) is (plane == "honesty+happiness" or "theta" not in how)
+    assert [v.concept for v in arguments.vectors_of(model, tokenizer, str(file))] == ["happiness"]
 
 
 def test_texts_come_from_arguments_standard_input_and_files(run, tmp_path):
@@ -343,26 +393,26 @@ def test_vectors_are_verified_against_files_weights_templates_and_pairs(run, tes
     vector = store.resolve(testbed[0], "honesty", testbed[1])
     made = dict(vector.provenance)
     other = zoo.build("llama")
-    kinds = {
+    provenances = {
         "good": made,
         "foreign": made | {"fingerprint": repe.models.fingerprint.fingerprint(other)},
         "rendered": made | {"rendering": "0"},
         "repaired": made | {"pairs_digest": "0"},
     }
-    for name, provenance in kinds.items():
+    for name, provenance in provenances.items():
         repe.reading.vector.replace(vector, provenance=provenance).save(tmp_path / f"{name}.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "good.safetensors").read_bytes()[:900])
-    files = {name: tmp_path / f"{name}.safetensors" for name in (*kinds, "cut", "missing")}
+    files = {name: tmp_path / f"{name}.safetensors" for name in (*provenances, "cut", "missing")}
 
     def verdicts(*words, code):
         return {
             Path(row["file"]).stem: row["good"] for row in data(run("vectors", "verify", *words, "--json", code=code))
         }
 
-    whole = [files[name] for name in kinds]
-    assert verdicts(*whole, code=0) == dict.fromkeys(kinds, True)
-    assert verdicts(*files.values(), code=1) == dict.fromkeys(kinds, True) | {"cut": False, "missing": False}
-    assert verdicts(*whole, "-m", FOLDER, code=1) == dict.fromkeys(kinds, False) | {"good": True}
+    whole = [files[name] for name in provenances]
+    assert verdicts(*whole, code=0) == dict.fromkeys(provenances, True)
+    assert verdicts(*files.values(), code=1) == dict.fromkeys(provenances, True) | {"cut": False, "missing": False}
+    assert verdicts(*whole, "-m", FOLDER, code=1) == dict.fromkeys(provenances, False) | {"good": True}
     assert "of other pairs" in run("vectors", "verify", files["repaired"], "-m", FOLDER, code=1).stdout
 
 
@@ -402,6 +452,9 @@ MISUSED = [
     ["generate", "x", "-s", "honesty"],
     ["generate", "x", "-s", "honesty=much"],
     ["generate", "x", "--edit", "frob"],
+    ["generate", "x", "--unit", "frob"],
+    ["extract", "honesty", "--reader", "frob"],
+    ["calibrate", "honesty", "--readers", "mean,frob"],
     ["generate", "x", "--scope", "frob"],
     ["generate", "x", "--scope", "1:2:3:4"],
     ["generate", "x", "--blocks", "one"],
@@ -572,8 +625,7 @@ def test_scopes_blocks_and_strengths_are_understood():
     assert [arguments.blocks_of(text) for text in ("auto", "all", "-1", "2,3")] == ["auto", "all", [-1], [2, 3]]
     assert arguments.alphas_of("-2,0,.5") == [-2.0, 0.0, 0.5]
     assert arguments.alphas_of("-4:4:33") == list(repe.measuring.tradeoff.ALPHAS)
-    assert arguments.strengths_of(["honesty=1.5", "a=b.json=-2"]) == [("honesty", 1.5), ("a=b.json", -2.0)]
-    assert arguments.strengths_of(None) == []
+    assert [*map(arguments.strength_of, ["honesty=1.5", "a=b.json=-2"])] == [("honesty", 1.5), ("a=b.json", -2.0)]
 
 
 def test_a_hub_name_is_left_alone_and_a_folder_made_absolute(tmp_path, monkeypatch):

@@ -1,9 +1,5 @@
 """A conversation: whatever was said and however it was steered, an answer is that of a fresh one with the same text."""
 
-import io
-import json
-import os
-import signal
 import warnings
 
 import pytest
@@ -11,11 +7,10 @@ import torch
 import transformers
 
 import repe
-from repe.cli.conversation import Conversation, Pieces, unmoved
-from repe.cli.talk import Talk, listening
+from repe.cli.conversation import Conversation, unmoved
 from repe.models.blocks import find_stack
 from repe.models.tokens import encode
-from repe.reading.store import resolve
+from repe.steering.edit import Edit
 from tests import zoo
 from tests.chat_templates import TEMPLATES
 from tests.oracles import plain_vector
@@ -32,15 +27,15 @@ def family(name):
     return model
 
 
-def talk_to(model, tokenizer, how=None, **more):
-    return Conversation(model, tokenizer, how=how, **{**GREEDY, **more})
+def talk_to(model, tokenizer, **more):
+    return Conversation(model, tokenizer, **{**GREEDY, **more})
 
 
 def fresh_answer(conversation, alphas, question):
     """What a model answers that has cached nothing, and was steered so from the start: logits and text."""
     model, tokenizer = conversation.model, conversation.tokenizer
     chat = [*conversation.messages, {"role": "user", "content": question}]
-    handles = [repe.steer(model, vector, alpha, **conversation.how) for vector, alpha in alphas]
+    handles = [repe.steer(model, edit, alpha) for edit, alpha in alphas]
     try:
         with first_logits(model) as seen:
             (answer,) = repe.generate(model, tokenizer, [chat], **conversation.options)
@@ -146,7 +141,7 @@ def test_without_rebuilding_the_answer_would_be_another(tokenizer):
     conversation.ask(QUESTIONS[0])
     logits, _ = fresh_answer(conversation, [(vector, 9.0)], QUESTIONS[1])
     conversation.steer("axes", 9.0, vector)
-    conversation._held_under = conversation._edits  # as if what is cached had been run under it
+    conversation._held_under = conversation._steered_by  # as if what is cached had been run under it
     with first_logits(model) as seen:
         conversation.ask(QUESTIONS[1])
     assert not torch.allclose(seen[0], logits, atol=0.1)
@@ -159,7 +154,7 @@ def test_several_concepts_act_together(tokenizer):
     conversation.steer("one", 5.0, one)
     conversation.steer("other", -4.0, other)
     assert_answers_like_a_fresh_one(conversation, QUESTIONS[0], [(one, 5.0), (other, -4.0)])
-    conversation.steer("one", 2.0)
+    conversation.steer("one", 2.0, one)
     assert conversation.outdated
     assert_answers_like_a_fresh_one(conversation, QUESTIONS[1], [(one, 2.0), (other, -4.0)])
     conversation.steer("one", 2.0, third := repe.ConceptVector.random(one, 4))  # another vector of the same name
@@ -171,10 +166,21 @@ def test_several_concepts_act_together(tokenizer):
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 def test_in_every_scope_an_answer_is_that_of_a_fresh_conversation(scope, tokenizer):
     model = family("llama")
-    conversation, vector = talk_to(model, tokenizer, {"scope": scope}), plain_vector(model)
-    conversation.steer("axes", 9.0, vector)
+    conversation, edit = talk_to(model, tokenizer), Edit.of(plain_vector(model), scope=scope)
+    conversation.steer("axes", 9.0, edit)
     for question in QUESTIONS:
-        assert_answers_like_a_fresh_one(conversation, question, [(vector, 9.0)])
+        assert_answers_like_a_fresh_one(conversation, question, [(edit, 9.0)])
+
+
+def test_of_several_scopes_the_one_that_changes_first_says_what_is_kept(tokenizer):
+    model = family("llama")
+    vector = plain_vector(model)
+    edits = [(Edit.of(vector, scope=scope), 9.0) for scope in ("prompt", "answer")]
+    conversation = talk_to(model, tokenizer)
+    for edit, alpha in edits:
+        conversation.steer(edit.scope, alpha, edit)
+    for question in QUESTIONS:
+        assert_answers_like_a_fresh_one(conversation, question, edits)
 
 
 def test_what_a_scope_still_names_alike_is_kept():
@@ -244,22 +250,6 @@ def test_an_answer_comes_in_pieces_and_is_kept_as_far_as_it_came(tokenizer):
     assert conversation.reused
 
 
-@pytest.mark.parametrize(
-    "text", ["a b  c\n\nd", "héllo, wörld", "日本語 中文", "😀👩‍👩‍👧 x", "the trade of Abrin Tolva"]
-)
-def test_pieces_are_the_text_and_no_character_comes_broken(testbed, text):
-    tokenizer, pieces = testbed[1], []
-    shower = Pieces(tokenizer, pieces.append)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    shower.put(torch.tensor([[1, 2, 3]]))  # the prompt
-    for token in ids:
-        shower.put(torch.tensor([token]))
-    shower.end()
-    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
-    assert len(pieces) > 1
-
-
 def test_an_answer_that_breaks_off_was_never_asked_for(tokenizer):
     model = family("llama")
     conversation, vector = talk_to(model, tokenizer, max_new_tokens=30), plain_vector(model)
@@ -282,169 +272,13 @@ def test_what_cannot_be_steered_along_is_refused_at_once(tokenizer):
     conversation, vector = talk_to(model, tokenizer), plain_vector(model)
     with pytest.raises(ValueError, match="must be finite"):
         conversation.steer("axes", float("nan"), vector)
-    with pytest.raises(KeyError):
-        conversation.steer("axes", 1.0)
-    assert conversation.alphas == {}
-    assert not conversation.knows("axes")
+    with pytest.raises(IndexError, match="Block 99 does not exist"):
+        conversation.steer("axes", 1.0, Edit.of(vector, blocks=99))
+    with pytest.raises(TypeError, match="expected a concept's name, a ConceptVector"):
+        conversation.steer("axes", 1.0, "honesty")
+    assert conversation.alphas == conversation.edits == {}
     with pytest.raises(ValueError, match="is an encoder-decoder"):
         Conversation(zoo.build("t5"), tokenizer)
-
-
-# at the terminal
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def spoken(monkeypatch, capsys, talk, *lines, watched=False):
-    """What a talk says to lines of standard input, on standard output and standard error."""
-    monkeypatch.setattr("sys.stdin", (Terminal if watched else io.StringIO)("\n".join(lines)))
-    capsys.readouterr()
-    talk.run()
-    return capsys.readouterr()
-
-
-@pytest.fixture
-def talk(testbed):
-    model, tokenizer = testbed
-    return Talk(
-        Conversation(model, tokenizer, max_new_tokens=20),
-        lambda name: resolve(model, name, tokenizer),
-    )
-
-
-QUESTION = "Name the trade of Abrin Tolva."
-
-
-def test_a_strength_changed_in_between_changes_the_next_answer_and_says_what_is_rebuilt(monkeypatch, capsys, talk):
-    model, tokenizer = talk.conversation.model, talk.conversation.tokenizer
-    said = spoken(monkeypatch, capsys, talk, "/alpha honesty 1", QUESTION, "/alpha honesty -1", QUESTION).out
-    chat = [{"role": "user", "content": QUESTION}]
-    with repe.steer(model, "honesty", 1.0):
-        (honest,) = repe.generate(model, tokenizer, [chat])
-    chat += [{"role": "assistant", "content": honest}, *chat]
-    with repe.steer(model, "honesty", -1.0):
-        (lie,) = repe.generate(model, tokenizer, [chat])
-    assert honest != lie
-    count = len(encode(tokenizer, chat[:1])) + len(tokenizer(honest, add_special_tokens=False)["input_ids"])
-    assert said.split("\n") == [
-        "(honesty +1)",
-        honest,
-        f"(honesty -1; the {count} cached tokens are of other strengths: rebuilt before the next answer)",
-        f"(rebuilding {count} cached tokens, steered by honesty -1)",
-        lie,
-        "",
-    ]
-
-
-def test_the_last_question_is_asked_again(monkeypatch, capsys, talk):
-    said = spoken(monkeypatch, capsys, talk, "/alpha honesty 1", QUESTION, "/alpha honesty -1", "/again").out
-    with repe.steer(talk.conversation.model, "honesty", -1.0):
-        chat = [{"role": "user", "content": QUESTION}]
-        (lie,) = repe.generate(talk.conversation.model, talk.conversation.tokenizer, [chat])
-    assert said.split("\n")[-2] == lie
-    assert talk.conversation.messages == [*chat, {"role": "assistant", "content": lie}]
-
-
-def test_a_mistake_is_a_line_and_the_talk_goes_on(monkeypatch, capsys, talk):
-    mistakes = ["/alpha hapiness 1", "/alpha honesty", "/alpha honesty much", "/frob", "/again", "/alpha honesty nan"]
-    said = spoken(monkeypatch, capsys, talk, *mistakes, "/", "", "/help", "/alpha", "/quit", "never read")
-    assert [line.split(":")[:2] for line in said.err.splitlines()] == [["repe", " error"]] * 7
-    assert "Did you mean 'happiness'" in said.err
-    assert "expected a concept and a number, as in /alpha honesty 1.5" in said.err
-    assert "/alpha CONCEPT NUMBER" in said.out
-    assert said.out.endswith("(nothing is steered)\n")
-    assert talk.conversation.messages == []
-
-
-def test_help_lists_the_commands_that_there_are(monkeypatch, capsys, talk):
-    listed = {line.split()[0] for line in spoken(monkeypatch, capsys, talk, "/help").out.splitlines() if line[0] == "/"}
-    assert listed == {f"/{name.removeprefix('_do_')}" for name in vars(Talk) if name.startswith("_do_")}
-
-
-def test_as_json_every_line_is_an_object(monkeypatch, capsys, talk):
-    talk.as_json = True
-    lines = ["/alpha honesty 1", QUESTION, "/alpha", "/off", "/frob", "/system Be brief.", QUESTION, "/reset"]
-    said = [json.loads(line) for line in spoken(monkeypatch, capsys, talk, *lines).out.splitlines()]
-    assert [set(line) & {"note", "error", "answer"} for line in said] == [
-        {"note"}, {"answer"}, {"note"}, {"note"}, {"error"}, {"note"}, {"answer"}, {"note"},
-    ]  # fmt: skip
-    assert said[1]["alphas"] == {"honesty": 1.0}
-    assert said[6]["tokens"]["rebuilt"] > 0
-    assert said[6]["tokens"]["reused"] == 0
-    assert (said[1]["question"], said[1]["stopped"]) == (QUESTION, False)
-
-
-def test_what_would_steer_the_terminal_is_shown_as_code(capsys, talk):
-    talk._piece("a\x1b[31mb\n\tc")
-    assert capsys.readouterr().out == "a\\x1b[31mb\n\tc"
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_talk(monkeypatch, capsys, tokenizer):
-    model = family("llama")
-    talk = Talk(talk_to(model, tokenizer, max_new_tokens=10_000), lambda name: None)
-    count = []
-
-    def press(*_):
-        count.append(1)
-        if len(count) == 12:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    hook = find_stack(model).blocks[0].register_forward_hook(press)
-    said = spoken(monkeypatch, capsys, talk, "hello", "/alpha")
-    hook.remove()
-    assert len(count) == 12
-    assert said.out.splitlines()[-2].endswith("  (stopped)")
-    assert said.out.splitlines()[-1] == "(nothing is steered)"
-    assert len(talk.conversation.messages[-1]["content"]) > 0
-
-
-def test_ctrl_c_is_raised_the_second_time_and_as_ever_afterwards():
-    before = signal.getsignal(signal.SIGINT)
-    with listening() as stopped:
-        assert not stopped()
-        signal.raise_signal(signal.SIGINT)
-        assert stopped()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_ctrl_c_twice_leaves_nothing_of_the_answer(monkeypatch, capsys, tokenizer):
-    model = family("llama")
-    talk = Talk(talk_to(model, tokenizer, max_new_tokens=10_000), lambda name: None)
-
-    def press(*_):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-    hook = find_stack(model).blocks[1].register_forward_hook(press)
-    with pytest.raises(KeyboardInterrupt):
-        spoken(monkeypatch, capsys, talk, "hello", "/alpha")  # nobody is there to go on
-    said = spoken(monkeypatch, capsys, talk, "hello", "/alpha", watched=True)
-    hook.remove()
-    assert "(stopped, and nothing of it is kept)\n" in said.out
-    assert "(nothing is steered)" in said.out
-    assert talk.conversation.messages == []
-
-
-def test_a_question_asked_again_in_vain_keeps_its_answer(monkeypatch, capsys, talk):
-    spoken(monkeypatch, capsys, talk, QUESTION)
-    said = list(talk.conversation.messages)
-    monkeypatch.setattr(talk, "_piece", lambda text: 1 / 0)
-    assert "division by zero" in spoken(monkeypatch, capsys, talk, "/again").err
-    assert talk.conversation.messages == said
-
-
-def test_a_talk_that_nobody_reads_ends(monkeypatch, capsys, talk):
-    def breaks(text):
-        raise BrokenPipeError
-
-    monkeypatch.setattr(talk, "_note", breaks)
-    with pytest.raises(BrokenPipeError):
-        spoken(monkeypatch, capsys, talk, "/help", "/help")
 
 
 def test_trying_a_strength_warns_of_nothing(tokenizer):

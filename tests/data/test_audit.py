@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 import repe
-from repe.data import audit as auditing
+from repe.data.audit import _advice, _contradicted, _repeated, _telling, _words
 from repe.data.catalogue import concept_of
 from repe.data.pairs import ContrastPair, split
+from repe.models.load import home_of
 from tests import zoo
 
 COLOURS = ["red", "blue", "green", "grey", "brown", "white", "black", "pink"]
@@ -164,7 +165,7 @@ def test_too_few_pairs_are_an_error(pairs, message):
 def test_a_name_means_the_model_s_own_concept_or_the_library_s(testbed):
     model, tokenizer = testbed
     of_model, of_library = repe.audit("honesty", tokenizer, model=model), repe.audit("honesty")
-    assert of_model.pairs == len(concept_of("honesty", model).pairs)
+    assert of_model.pairs == len(concept_of("honesty", home_of(model)).pairs)
     assert of_library.pairs == len(concept_of("honesty").pairs)
     assert of_model.pairs != of_library.pairs
 
@@ -204,7 +205,7 @@ def says(found, part):
 def found_with(**changes):
     """A clean audit with other findings, and the advice on them."""
     found = replace(repe.audit(clean()), **changes)
-    return replace(found, advice=tuple(auditing._advice(found, "")))
+    return replace(found, advice=tuple(_advice(found, "")))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_one_and_many_are_spoken_of_as_such(changes, sentence):
 def test_words_that_tell_are_counted_once_a_text_whatever_their_case_and_without_signs():
     poles = [("So, SO it is!", "It was. is?"), ("so it is!", "It is not."), ("It is so!", "Not so.")]
     pairs = [ContrastPair(*pole, item=str(i)) for i, pole in enumerate(poles)]
-    assert {word: shares for word, *shares in auditing._telling(pairs)} == {
+    assert {word: shares for word, *shares in _telling(pairs)} == {
         "so": [1, 1 / 3], "not": [0, 2 / 3], "it": [1, 2 / 3], "is": [1, 2 / 3], "was": [0, 1 / 3],
     }  # fmt: skip
 
@@ -303,7 +304,7 @@ def test_scripts_without_spaces_are_compared_by_their_characters():
     assert found.telling == (("不", 0.0, 1.0), ("很", 1.0, 0.0))
     assert found.wording == 1.0
     assert found.lengths == (4, 4)
-    assert auditing._words("ฉันok") == ["ฉ", "ั", "น", "ok"]
+    assert _words("ฉันok") == ["ฉ", "ั", "น", "ok"]
 
 
 def test_words_that_point_the_other_way_on_held_out_pairs_are_found():
@@ -319,9 +320,9 @@ def test_words_that_point_the_other_way_on_held_out_pairs_are_found():
 
 def test_who_waits_is_the_last_word_of_a_chat():
     user, begun = {"role": "user", "content": "so?"}, {"role": "assistant", "content": "well"}
-    assert auditing._words((user,)) == ["so", "?", "assistant"]
-    assert auditing._words((user, begun)) == ["so", "?", "well"]
-    assert auditing._words((user, {**begun, "content": ""})) == ["so", "?", "assistant"]
+    assert _words((user,)) == ["so", "?", "assistant"]
+    assert _words((user, begun)) == ["so", "?", "well"]
+    assert _words((user, {**begun, "content": ""})) == ["so", "?", "assistant"]
 
 
 # Sides
@@ -330,14 +331,14 @@ def test_who_waits_is_the_last_word_of_a_chat():
 def test_the_same_words_of_another_speaker_are_another_text():
     user, system, tool = (({"role": role, "content": "so it is"},) for role in ("user", "system", "tool"))
     other = ({"role": "user", "content": "so it was"},)
-    assert auditing._contradicted([ContrastPair(user, system), ContrastPair(system, other)]) == (0, 1)
-    assert auditing._contradicted([ContrastPair(user, tool), ContrastPair(system, other)]) == ()
-    assert auditing._repeated([ContrastPair(user, p) for p in (system, tool, system)]) == (2,)
+    assert _contradicted([ContrastPair(user, system), ContrastPair(system, other)]) == (0, 1)
+    assert _contradicted([ContrastPair(user, tool), ContrastPair(system, other)]) == ()
+    assert _repeated([ContrastPair(user, p) for p in (system, tool, system)]) == (2,)
 
 
 @pytest.mark.parametrize("pair", [ContrastPair("b", "e"), ContrastPair("e", "a")])
 def test_a_pair_is_contradicted_by_either_of_its_poles(pair):
-    assert auditing._contradicted([ContrastPair("a", "b"), ContrastPair("c", "d"), pair]) == (0, 2)
+    assert _contradicted([ContrastPair("a", "b"), ContrastPair("c", "d"), pair]) == (0, 2)
 
 
 def test_items_and_templates_on_both_sides_of_a_decided_split_are_found():

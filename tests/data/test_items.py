@@ -1,136 +1,143 @@
-"""Tasks: probabilities are those of the model, item by item and token by token."""
+"""Items and texts from files: each line is read as it can alone be meant, or refused by its number."""
 
-import copy
 import json
 
-import accelerate
 import pytest
-import torch
-from transformers import BertConfig, BertLMHeadModel, BertModel, LlamaModel
 
-import repe
-from repe.data.items import Item, load_items
-from repe.measuring.scoring import check_causal, log_likelihoods
-from repe.models.tokens import encode
-from tests import zoo
-from tests.oracles import plain_vector
+from repe.data.catalogue import find_task
+from repe.data.items import Item, load_items, load_texts
 
-ITEMS = [
-    Item("is it so", (" yes", " no"), 0),
-    Item(({"role": "user", "content": "count"},), ("one", "two three", "4"), 2),
-    Item("a", ("b", "cde"), 1),
-]
+CHAT = [{"role": "user", "content": "count"}]
+BEHAVIOUR = {"text": "a", "aligned": "b", "misaligned": "c"}
+SKILL = {"text": "a", "options": ["b", "c", "d"], "answer": 2}
 
 
-def log_likelihood_by_hand(model, tokenizer, item, option):
-    """One token at a time, nothing padded and nothing cached."""
-    ids = encode(tokenizer, item.prompt)
-    total = 0.0
-    for token in tokenizer(option, add_special_tokens=False)["input_ids"]:
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
-        total += logits.log_softmax(-1)[token].item()
-        ids = [*ids, token]
-    return total
+def written(path, *lines):
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return path
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 40, 8192])
-def test_log_likelihoods_are_the_sums_over_the_options_tokens(model, tokenizer, batch_tokens):
-    got = log_likelihoods(model, tokenizer, ITEMS, batch_tokens=batch_tokens)
-    for item, scores in zip(ITEMS, got, strict=True):
-        expected = [log_likelihood_by_hand(model, tokenizer, item, option) for option in item.options]
-        torch.testing.assert_close(scores.double(), torch.tensor(expected).double(), atol=1e-4, rtol=1e-4)
+def answer_of(tmp_path, options, answer):
+    path = written(tmp_path / "x.jsonl", {"text": "a", "options": options, "answer": answer})
+    return load_items(path)[0].answer
 
 
-def test_the_scope_answer_edits_the_last_prompt_token_and_the_option(model, tokenizer):
-    """Against a plain hook that edits just these tokens of each text alone."""
-    vector = plain_vector(model)
-    with repe.steer(model, vector, 3.0, scope="answer") as handle:
-        got = log_likelihoods(model, tokenizer, ITEMS)
-        assert handle.prompt_length is None
-    for item, scores in zip(ITEMS, got, strict=True):
-        first = len(encode(tokenizer, item.prompt)) - 1
-
-        def edit(module, args, output, first=first):
-            changed = output.clone()
-            changed[:, first:] += 3 * vector.displacement[1]
-            return changed
-
-        hook = model.model.layers[1].register_forward_hook(edit)
-        expected = [log_likelihood_by_hand(model, tokenizer, item, option) for option in item.options]
-        hook.remove()
-        torch.testing.assert_close(scores.double(), torch.tensor(expected).double(), atol=1e-4, rtol=1e-4)
+def test_a_line_is_a_behaviour_item_or_a_skill_item(tmp_path):
+    lines = BEHAVIOUR | {"id": "1", "group": "g", "about": {"hard": True, "from": ["x"]}}, SKILL | {"id": "2"}
+    chat = {key: value for key, value in SKILL.items() if key != "text"} | {"messages": CHAT}
+    assert load_items(written(tmp_path / "x.jsonl", *lines, chat)) == [
+        Item("a", ("b", "c"), 0, "g", {"hard": True, "from": ["x"]}),
+        Item("a", ("b", "c", "d"), 2),
+        Item(tuple(CHAT), ("b", "c", "d"), 2),
+    ]
 
 
-def test_a_failed_measurement_gives_handles_their_prompt_length_back(model, tokenizer):
-    with repe.steer(model, plain_vector(model), 1.0) as handle:
-        handle.prompt_length = 5
-        bad = [Item("a", ("b", ""), 0)]
-        with pytest.raises(ValueError, match="option '' has no tokens"):
-            log_likelihoods(model, tokenizer, bad)
-        assert handle.prompt_length == 5
-        log_likelihoods(model, tokenizer, ITEMS)
-        assert handle.prompt_length == 5
+def test_a_row_has_the_same_in_columns_and_leaves_blank_what_it_has_no_use_for(tmp_path):
+    header = "\ufefftext,group,aligned,misaligned,option_0,option_2,option_1,answer"
+    rows = ["Is it?,a,yes,no,,,,", "How many?,b,,,1,3,2,C", "Who?,,,,I,,you,0"]
+    assert load_items(written(tmp_path / "x.csv", header, *rows)) == [
+        Item("Is it?", ("yes", "no"), 0, "a"),
+        Item("How many?", ("1", "2", "3"), 2, "b"),
+        Item("Who?", ("I", "you"), 0),
+    ]
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("answer", "number"),
+    [(0, 0), (2, 2), ("0", 0), ("2", 2), ("A", 0), ("c", 2), ("red", 0), (" blue ", 1), ("1", 1), ("-1", 3)],
+)
+def test_an_answer_is_a_number_a_letter_or_the_option_itself(tmp_path, answer, number):
+    assert answer_of(tmp_path, ["red", " blue", "green", "-1"], answer) == number
+
+
+def test_what_an_answer_may_mean_counts_and_not_how_often_it_says_so(tmp_path):
+    assert answer_of(tmp_path, ["A", "B"], "B") == 1
+    assert answer_of(tmp_path, ["0", "1"], "1") == 1
+    assert answer_of(tmp_path, ["1", "2", "3"], 2) == 2  # a number is no text
+    for options, answer in ((["1", "2", "3"], "2"), (["B", "A"], "A"), (["x", " x"], "x")):
+        with pytest.raises(ValueError, match=rf"the answer '{answer}' means any of the options \d, \d: expected the"):
+            answer_of(tmp_path, options, answer)
+
+
+@pytest.mark.parametrize("answer", [3, -1, 1.0, True, None, "3", "-1", "1.0", "D", "AB", "e", "", [1], {"is": 1}])
+def test_an_answer_that_means_no_option_is_refused(tmp_path, answer):
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 1: (the answer .* means none of the options|expected 'alig)"):
+        answer_of(tmp_path, ["ba", "ca", "da"], answer)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
     [
-        "not json",
-        json.dumps({"text": "a", "options": ["b"], "answer": 0}),
-        json.dumps({"text": "a", "options": ["b", "c"], "answer": 2}),
-        json.dumps({"text": "a", "aligned": "b"}),
-        json.dumps({"aligned": "b", "misaligned": "c"}),
-        json.dumps({"text": "a", "aligned": "b", "misaligned": "b"}),
+        ("not json", "not JSON"),
+        ([BEHAVIOUR], "expected names with values"),
+        ({"aligned": "b", "misaligned": "c"}, "expected 'text', or 'messages', and there are none of them"),
+        (BEHAVIOUR | {"messages": CHAT}, "expected 'text', or 'messages', and there are 'text', 'messages'"),
+        (BEHAVIOUR | {"text": " "}, "text is empty"),
+        (BEHAVIOUR | {"text": 3}, "text: expected a text, got 3"),
+        ({"messages": [{"role": "user"}], "aligned": "b", "misaligned": "c"}, r"messages\[0\]: 'content' is missing"),
+        ({"messages": "count", "aligned": "b", "misaligned": "c"}, "messages: expected a list, got 'count'"),
+        ({"text": "a", "aligned": "b"}, "expected 'aligned' and 'misaligned', or 'options' and 'answer', .* 'aligned'"),
+        ({"text": "a", "options": ["b", "c"]}, "or 'options' and 'answer', and there are 'options'"),
+        (BEHAVIOUR | {"answer": 0}, "there are 'aligned', 'misaligned', 'answer'"),
+        (BEHAVIOUR | SKILL, "there are 'aligned', 'misaligned', 'options', 'answer'"),
+        (BEHAVIOUR | {"misaligned": "b"}, r"two options or more, all different and none blank, got \['b', 'b'\]"),
+        (SKILL | {"options": ["b"], "answer": 0}, "two options or more"),
+        (SKILL | {"options": ["b", "b", "c"]}, "all different"),
+        (SKILL | {"options": ["b", " ", "c"]}, "none blank"),
+        (SKILL | {"options": ["b", 3, "c"]}, r"options\[1\]: expected a text, got 3"),
+        (SKILL | {"option_0": "b"}, "unknown 'option_0': there are about, aligned, answer"),
+        (BEHAVIOUR | {"Group": "g"}, "unknown 'Group': there are .* group"),
+        (BEHAVIOUR | {"kind": "harmful"}, "unknown 'kind': there are about"),
+        (BEHAVIOUR | {"group": 3}, "group: expected a text, got 3"),
+        (BEHAVIOUR | {"about": "x"}, "about: expected names with values, got 'x'"),
+        (BEHAVIOUR | {"id": "1"}, "the id '1' stands already at .*, line 1"),
     ],
 )
-def test_a_file_with_a_bad_line_is_refused_by_its_number(tmp_path, line):
-    path = tmp_path / "items.jsonl"
-    path.write_text(json.dumps({"text": "a", "aligned": "b", "misaligned": "c"}) + "\n" + line)
-    with pytest.raises(ValueError, match=r"items.jsonl, line 2"):
-        load_items(path)
+def test_a_file_with_a_bad_line_is_refused_by_its_number(tmp_path, line, message):
+    with pytest.raises(ValueError, match=rf"x\.jsonl, line 2(, column 1)?: .*{message}"):
+        load_items(written(tmp_path / "x.jsonl", BEHAVIOUR | {"id": "1"}, line))
 
 
-@pytest.mark.parametrize("name", zoo.DECODERS)
-def test_every_causal_model_is_scored_token_by_token(name, tokenizer):
-    model = zoo.build(name)
-    for item, scores in zip(ITEMS[:2], log_likelihoods(model, tokenizer, ITEMS[:2]), strict=True):
-        expected = [log_likelihood_by_hand(model, tokenizer, item, option) for option in item.options]
-        torch.testing.assert_close(scores.double(), torch.tensor(expected).double(), atol=1e-3, rtol=1e-3)
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        (
+            "text,option_0,option_1,option_2,answer",
+            "a,b,,d,0",
+            "expected options in option_0, option_1, .*, got option_0",
+        ),
+        ("text,option_1,option_2,answer", "a,b,c,1", "with none left out, got option_1, option_2"),
+        ("text,option_0,option_1,answer", "a,b,c,", "there are 'options'"),
+        ("text,option_0,option_1,answer", "a,b,c,1.0", "the answer '1.0' means none of the options"),
+        ("text,option_0,option_1,answer", "a,b,c,2", "from 0 to 1, its letter from A on, or its own text"),
+        ("text,option_0,option_1,Answer", "a,b,c,1", "unknown 'Answer'"),
+        ("messages,aligned,misaligned", "a,b,c", "messages: expected a list, got 'a'"),
+        ("text,aligned,misaligned", "a,b,", "and there are 'aligned'"),
+    ],
+)
+def test_a_bad_row_is_refused_by_its_number(tmp_path, header, row, message):
+    with pytest.raises(ValueError, match=rf"x\.csv, line 2: .*{message}"):
+        load_items(written(tmp_path / "x.csv", header, row))
 
 
-@pytest.mark.parametrize("name", [*zoo.ENCODERS, *zoo.ENCODER_DECODERS])
-def test_models_that_see_the_option_are_refused(name, tokenizer):
-    with pytest.raises(ValueError, match=r"is an encoder-decoder|is not causal") as raised:
-        log_likelihoods(zoo.build(name), tokenizer, ITEMS)
-    assert "need a causal language model" in str(raised.value)
+def test_texts_are_texts_and_chats(tmp_path):
+    lines = {"text": "a b", "id": "1", "group": "g"}, {"messages": CHAT, "about": {"long": False}}
+    assert load_texts(written(tmp_path / "x.jsonl", *lines)) == ["a b", tuple(CHAT)]
+    assert load_texts(written(tmp_path / "x.csv", "id,text", "1,a b")) == ["a b"]
+    with pytest.raises(ValueError, match=r"x.jsonl, line 2: unknown 'txt': there are about, group, id, messages, text"):
+        load_texts(written(tmp_path / "x.jsonl", {"text": "a b"}, {"txt": "c"}))
+    with pytest.raises(ValueError, match=r"x.jsonl, line 1: unknown 'aligned', 'misaligned'"):
+        load_texts(written(tmp_path / "x.jsonl", BEHAVIOUR))
 
 
-def test_models_are_judged_by_what_they_are_and_not_by_their_family():
-    sizes = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    check_causal(BertLMHeadModel(BertConfig(**sizes, is_decoder=True)))
-    with pytest.raises(ValueError, match="the attention of BertModel is not causal"):
-        check_causal(BertModel(BertConfig(**sizes)))
-    with pytest.raises(ValueError, match="LlamaModel has no language-model head"):
-        check_causal(LlamaModel(zoo.build("llama").config))
+def test_a_file_without_lines_is_refused(tmp_path):
+    for load, content in ((load_items, "items"), (load_texts, "texts")):
+        for path in (written(tmp_path / "x.jsonl", ""), written(tmp_path / "x.csv", "text,aligned,misaligned")):
+            with pytest.raises(ValueError, match=rf"{path.name}: no {content}: expected at least one"):
+                load(path)
 
 
-def test_offloaded_models_are_scored_as_they_are(model, tokenizer):
-    offloaded = accelerate.cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
-    got, expected = (log_likelihoods(m, tokenizer, ITEMS) for m in (offloaded, model))
-    torch.testing.assert_close(torch.cat(got), torch.cat(expected))
-
-
-def test_the_head_runs_only_where_an_option_is_predicted(model, tokenizer):
-    model, seen = copy.deepcopy(model), []
-    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
-    item = Item("a long prompt of many tokens", ("b", "cde"))
-    log_likelihoods(model, tokenizer, [item])
-    assert seen == [3]  # the last of the prompt, and two of the longer option, whose last predicts nothing
-
-
-def test_line_separators_inside_a_text_do_not_end_the_line(tmp_path):
-    path, text = tmp_path / "items.jsonl", "one\u2028two\u0085three\x1cfour"
-    line = json.dumps({"text": text, "aligned": "b", "misaligned": "c"}, ensure_ascii=False)
-    path.write_text(f"{line}\n{line}\n", encoding="utf-8")
-    assert [item.prompt for item in load_items(path)] == [text, text]
+@pytest.mark.parametrize("path", ["x.json", "some/x.json", "x.txt", "./x"])
+def test_items_are_read_from_json_lines_and_csv_alone(path):
+    with pytest.raises(ValueError, match=r"x.*: items are read from a file that ends in \.jsonl, \.csv"):
+        load_items(find_task(path) if path != "x.txt" else path)

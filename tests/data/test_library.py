@@ -12,12 +12,13 @@ import torch
 import transformers
 
 import repe
-from repe.data import audit as auditing
+from repe.data.audit import WORDING
 from repe.data.catalogue import LIBRARY, find, find_task
-from repe.data.files import load
-from repe.data.items import load_items
+from repe.data.concept import load_concept
+from repe.data.items import load_items, load_texts
 from repe.data.pairs import split
 from repe.models.chats import encode_chat, render
+from repe.models.load import home_of
 from repe.reading import extract as extraction
 from repe.reading import store
 from tests.chat_templates import TEMPLATES
@@ -57,7 +58,7 @@ def test_the_library_has_the_concepts_that_it_should():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_concept_says_what_it_is_and_what_it_is_not(name):
-    concept = load(find(name))
+    concept = load_concept(find(name))
     assert concept.name == name
     assert repe.concepts()[name] == concept.description
     assert " not " in concept.description
@@ -68,7 +69,7 @@ def test_a_concept_says_what_it_is_and_what_it_is_not(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_concept_is_made_of_enough_and_holds_out_enough(name):
-    parts, concept = content(name), load(find(name))
+    parts, concept = content(name), load_concept(find(name))
     for kind, least in (("templates", 8), ("items", 25)):
         sides = Counter(part["held_out"] for part in parts[kind])
         assert sides[False] >= least
@@ -90,7 +91,7 @@ def test_a_concept_passes_its_audit(name, loaded_testbed):
         positive, negative = found.lengths
         assert abs(positive / negative - 1) < 0.1
         assert found.endings == 0
-        assert found.wording <= auditing.WORDING or load(find(name)).wording
+        assert found.wording <= WORDING or load_concept(find(name)).wording
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,7 +100,7 @@ def test_a_concept_renders_on_the_templates_of_many_families(name, family, loade
     """Each text keeps all it says, differs from its other pole, and ends at the same kind of place."""
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(loaded_testbed[1].name_or_path)
     tokenizer.chat_template = TEMPLATES[family]
-    pairs = random.Random(name).sample(load(find(name)).pairs, 12)
+    pairs = random.Random(name).sample(load_concept(find(name)).pairs, 12)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no system role
         for pair in pairs:
@@ -118,7 +119,6 @@ def test_behaviour_items_are_balanced(name, loaded_testbed):
     """Options of one length, no letter and no yes that is mostly the aligned one, and no text of the concept's own."""
     items = load_items(find_task(name))
     assert len(items) >= 40
-    assert len({item.about["id"] for item in items}) == len(items)
     assert all(len(item.options) == 2 and item.answer == 0 and item.group for item in items)
     assert all(item.prompt[-1]["role"] == "user" for item in items)
     lengths = [[len(option) for option in item.options] for item in items]
@@ -129,7 +129,7 @@ def test_behaviour_items_are_balanced(name, loaded_testbed):
         assert not both or 0.3 <= both[0] / both.total() <= 0.7, (short, both)
     asked = {item.prompt[-1]["content"] for item in items}
     assert len(asked) == len(items)
-    assert not asked & {message["content"] for pair in load(find(name)).pairs for message in pair.positive}
+    assert not asked & {message["content"] for pair in load_concept(find(name)).pairs for message in pair.positive}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,7 +137,7 @@ def test_behaviour_items_are_balanced(name, loaded_testbed):
 def test_nothing_is_found_where_nothing_is(name, family, models, loaded_testbed):
     """Random weights, and pairs whose poles are exchanged at random: held-out pairs are ordered by chance."""
     rng = random.Random(f"{name} {family}")
-    fit, held = split(load(find(name)).pairs)
+    fit, held = split(load_concept(find(name)).pairs)
     chosen = [*rng.sample(fit, 64), *rng.sample(held, 80)]
     turned = [
         replace(pair, positive=pair.negative, negative=pair.positive) if rng.random() < 0.5 else pair for pair in chosen
@@ -151,7 +151,7 @@ def test_nothing_is_found_where_nothing_is(name, family, models, loaded_testbed)
 def test_a_concept_is_extracted_by_its_name(name, models, loaded_testbed):
     vector = repe.extract(models["llama"], loaded_testbed[1], name)
     assert vector.concept == name
-    assert vector.provenance["pairs"] + vector.provenance["held_out_pairs"] == len(load(find(name)).pairs)
+    assert vector.provenance["pairs"] + vector.provenance["held_out_pairs"] == len(load_concept(find(name)).pairs)
 
 
 @pytest.mark.parametrize("name", ["happiness", "harmfulness", "honesty"])
@@ -159,13 +159,13 @@ def test_shipped_vectors_are_of_these_pairs_and_of_this_rendering(name, testbed,
     monkeypatch.setattr("repe.reading.extract.extract", lambda *_, **__: pytest.fail("the shipped vector is stale"))
     made = store.resolve(testbed[0], name, testbed[1]).provenance
     assert made["rendering"] == extraction.rendering_of(testbed[1])
-    assert made["pairs_digest"] == extraction.digest_of(load(find(name, testbed[0])).pairs)
+    assert made["pairs_digest"] == extraction.digest_of(load_concept(find(name, home_of(testbed[0]))).pairs)
 
 
 def test_general_tasks_are_there():
     skills = load_items(find_task("skills"))
     assert len(skills) >= 100
     assert Counter(item.answer for item in skills) == {i: len(skills) / 4 for i in range(4)}
-    lines = [json.loads(line) for line in find_task("neutral").read_text().splitlines()]
-    assert len(lines) >= 40
-    assert all(len(line["text"].split()) >= 50 for line in lines)
+    texts = load_texts(find_task("neutral"))
+    assert len(texts) >= 40
+    assert all(len(text.split()) >= 50 for text in texts)

@@ -11,7 +11,7 @@ from repe.data.items import Item
 from repe.measuring.scoring import strengths_of
 from repe.measuring.sweep import Exam, sweep
 from tests import oracles, zoo
-from tests.measuring.test_scoring import ALPHAS, ITEMS, TASKS, built, state_of
+from tests.measuring.test_fanout import ALPHAS, ITEMS, TASKS, built, state_of
 
 
 @pytest.fixture(scope="module")

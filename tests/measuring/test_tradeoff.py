@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import repe
-from repe.data.items import Item, load_items, load_texts
+from repe.data.items import Item
 from repe.measuring.costs import costs
 from repe.measuring.curve import Scores
 from repe.measuring.scoring import log_likelihoods
@@ -144,22 +144,3 @@ def test_nothing_stays_on_the_model(measured):
 def test_an_unknown_task_says_which_there_are(tokenizer):
     with pytest.raises(ValueError, match=r"no task is called 'skils'\. Did you mean 'skills'"):
         repe.tradeoff(zoo.build("llama"), tokenizer, oracles.vector(3), alignment=ITEMS, helpfulness="skils")
-
-
-def test_items_and_texts_come_from_files(tmp_path):
-    (tmp_path / "t.csv").write_text("text,aligned,misaligned,group\nIs it?,yes,no,a\nOr?,no,yes,b\n")
-    (tmp_path / "o.csv").write_text("text,option_0,option_1,option_2,answer\nHow many?,1,2,3,2\nWho?,I,you,,0\n")
-    assert [(i.prompt, i.options, i.answer, i.group) for i in load_items(tmp_path / "t.csv")] == [
-        ("Is it?", ("yes", "no"), 0, "a"),
-        ("Or?", ("no", "yes"), 0, "b"),
-    ]
-    assert [(i.options, i.answer) for i in load_items(tmp_path / "o.csv")] == [(("1", "2", "3"), 2), (("I", "you"), 0)]
-    (tmp_path / "bad.csv").write_text("text,option_0,option_1,answer\nHow many?,1,2,5\n")
-    with pytest.raises(ValueError, match=r"bad.csv, line 2: not an item .*an answer among them"):
-        load_items(tmp_path / "bad.csv")
-    (tmp_path / "x.jsonl").write_text('{"text": "a b"}\n{"txt": "c"}\n')
-    with pytest.raises(ValueError, match=r"x.jsonl, line 2: not a text or a chat"):
-        load_texts(tmp_path / "x.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="holds nothing"):
-        load_texts(tmp_path / "empty.jsonl")

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import repe
+from repe.models.generate import INCOMPLETE, Pieces
 from tests import zoo
 from tests.oracles import plain_vector
 
@@ -49,3 +52,52 @@ def test_no_texts_are_refused(model, tokenizer):
 def test_one_chat_instead_of_a_list_is_refused(model, tokenizer, chat):
     with pytest.raises(ValueError, match="got one chat: put it in a list"):
         repe.generate(model, tokenizer, chat)
+
+
+# piece by piece
+
+
+def pieces_of(tokenizer, ids):
+    pieces = Pieces(tokenizer)
+    return [*map(pieces.add, ids), pieces.rest()]
+
+
+@pytest.mark.parametrize(
+    "text", ["a b  c\n\nd", "héllo, wörld", "日本語 中文", "😀👩‍👩‍👧 x", "the trade of Abrin Tolva"]
+)
+def test_pieces_are_the_text_and_no_character_comes_broken(loaded_testbed, text):
+    tokenizer = loaded_testbed[1]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    *pieces, rest = pieces_of(tokenizer, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert INCOMPLETE not in "".join(pieces)
+    assert rest == ""
+    assert len([*filter(None, pieces)]) > 1
+
+
+@given(st.text())
+def test_every_character_comes_with_its_last_byte(text):
+    *pieces, rest = pieces_of(zoo.Bytes(), text.encode())
+    assert "".join(pieces) + rest == text
+    whole = text.partition(INCOMPLETE)[0]  # one that stands in the text itself looks like one that is incomplete
+    assert pieces[: len(whole.encode())] == [p for c in whole for p in ("",) * (len(c.encode()) - 1) + (c,)]
+
+
+@given(st.binary())
+def test_what_is_no_text_comes_as_it_is_decoded(written):
+    """Strongly steered models write such bytes."""
+    *pieces, rest = pieces_of(zoo.Bytes(), written)
+    assert len(pieces) == len(written)
+    assert set("".join(pieces) + rest) <= set(zoo.Bytes().decode(written)) | {INCOMPLETE}
+
+
+def test_a_character_that_was_cut_off_comes_in_the_end():
+    assert pieces_of(zoo.Bytes(), "a€".encode()[:-1]) == ["a", "", "", INCOMPLETE]
+
+
+def test_a_decoder_that_drops_the_first_space_of_a_text_drops_no_other():
+    class Stripping(zoo.Bytes):
+        def decode(self, ids, skip_special_tokens=True):
+            return super().decode(ids).removeprefix(" ")
+
+    assert "".join(pieces_of(Stripping(), b" a b  c ")) == "a b  c "

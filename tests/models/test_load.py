@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 import repe
 from repe.models import load as loading
+from repe.models.load import home_of
 from tests import zoo
 
 
@@ -35,8 +38,6 @@ def test_an_encoder_is_loaded_without_a_head(tmp_path):
 
 
 def test_options_go_to_transformers(tmp_path):
-    import torch
-
     zoo.build("llama").save_pretrained(tmp_path)
     zoo.tokenizer().save_pretrained(tmp_path)
     assert repe.load(tmp_path, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
@@ -108,3 +109,15 @@ def test_concepts_beside_a_relative_folder_are_found(tmp_path, monkeypatch):
     model, _ = repe.load("m")
     monkeypatch.chdir("/")
     assert set(repe.concepts(model)) == {"tone", *repe.concepts()}
+
+
+def test_a_model_s_home_is_the_folder_that_it_was_loaded_from_whatever_is_around_it(tmp_path, monkeypatch):
+    zoo.build("llama").save_pretrained(tmp_path / "gpt2")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "gpt2")
+    assert home_of(model) == home_of(torch.nn.Sequential(model)) == tmp_path / "gpt2"
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt2", str(tmp_path / "missing"), ""):  # a name on the hub is no folder of the working directory
+        model.config._name_or_path = name
+        assert home_of(model) is None
+    assert home_of(torch.nn.Linear(2, 2)) is None
+    assert home_of(None) is None

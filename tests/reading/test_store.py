@@ -13,7 +13,6 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from repe.data import catalogue
-from repe.data.pairs import ContrastPair
 from repe.models.fingerprint import agrees, fingerprint
 from repe.reading import extract as extraction
 from repe.reading import store
@@ -477,112 +476,12 @@ def test_a_vector_of_these_weights_or_of_nobody_says_is_quiet(home, model):
     store.warn_if_foreign(model, oracles.vector())
 
 
-# the catalogue
-
-
-def test_files_beside_the_weights_join_the_library_and_come_first(home, model):
-    write_pairs(home / "concepts" / "kindness.jsonl")
-    write_pairs(home / "concepts" / "honesty.jsonl")
-    (home / "concepts" / "notes.txt").write_text("not pairs")
-    library = catalogue.concepts()
-    assert "honesty" in library
-    assert catalogue.concepts(model) == library | {"honesty": "", "kindness": "", NAME: ""}
-    assert list(catalogue.concepts(model)) == sorted(catalogue.concepts(model))
-    assert catalogue.find("honesty", model) == home / "concepts" / "honesty.jsonl"
-    assert catalogue.find("fairness", model) == catalogue.LIBRARY / "concepts" / "fairness.json"
-    assert catalogue.concepts(Wrapper(model)) == catalogue.concepts(model)
-    assert catalogue.find(NAME, model) == home / "concepts" / f"{NAME}.jsonl"
-
-
-def test_a_name_on_the_hub_is_no_folder_of_the_working_directory(model, tmp_path, monkeypatch):
-    write_pairs(tmp_path / "gpt2" / "concepts" / "planted.jsonl")
-    monkeypatch.chdir(tmp_path)
-    model.config._name_or_path = "gpt2"
-    assert catalogue.concepts(model) == catalogue.concepts()
-
-
-def test_a_path_is_found_as_it_is(model, tmp_path):
-    assert catalogue.find(tmp_path / "x.json", model) == tmp_path / "x.json"
-    assert catalogue.find("some/x.csv") == Path("some/x.csv")
-
-
-@pytest.mark.parametrize("path", [Path("polite"), Path("polite.txt"), "some/polite", "./polite.txt", "concepts/"])
-def test_what_is_a_path_and_no_name_is_read_as_one(path):
-    with pytest.raises(ValueError, match=r"a concept is read from a file that ends in \.json, \.jsonl, \.csv"):
-        catalogue.concept_of(path)
-
-
-def test_a_task_is_found_by_name_beside_the_weights_and_in_the_library(home, model, tmp_path):
-    (home / "tasks").mkdir()
-    for name in ("honesty.jsonl", "manners.csv", "notes.json", "notes.txt"):
-        (home / "tasks" / name).write_text("")
-    assert catalogue.find_task("honesty", model) == home / "tasks" / "honesty.jsonl"
-    assert catalogue.find_task("manners", model) == home / "tasks" / "manners.csv"
-    assert catalogue.find_task("skills", model) == catalogue.LIBRARY / "tasks" / "skills.jsonl"
-    assert catalogue.find_task("honesty") == catalogue.LIBRARY / "tasks" / "honesty.jsonl"
-    assert catalogue.find_task(tmp_path / "x.jsonl") == tmp_path / "x.jsonl"
-    assert catalogue.find_task("some/x.csv") == Path("some/x.csv")
-    with pytest.raises(
-        ValueError, match=r"no task is called 'notes'\..* There are \[.*\]; or give items, or the path of a"
-    ):
-        catalogue.find_task("notes", model)
-    with pytest.raises(ValueError, match=r"no task is called 'honest'\. Did you mean 'honesty'"):
-        catalogue.find_task("honest")
-
-
-@pytest.mark.parametrize("path", ["x.json", "some/x.json", Path("x"), Path("x.txt"), "./x"])
-def test_a_task_is_read_from_json_lines_and_csv_alone(path):
-    with pytest.raises(ValueError, match=r"x.*: items are read from a file that ends in \.jsonl, \.csv"):
-        catalogue.find_task(path)
-
-
-def test_a_concept_comes_from_its_name_its_path_its_pairs_or_itself(home, model):
-    concept = catalogue.concept_of(NAME, model)
-    assert (concept.name, len(concept.pairs)) == (NAME, 8)
-    assert catalogue.concept_of(home / "concepts" / f"{NAME}.jsonl") == concept
-    assert catalogue.concept_of(str(home / "concepts" / f"{NAME}.jsonl")) == concept
-    assert catalogue.concept_of(concept) is concept
-    for pairs in (list(concept.pairs), concept.pairs, iter(concept.pairs)):
-        bare = catalogue.concept_of(pairs)
-        assert (bare.name, bare.pairs, bare.description) == ("concept", concept.pairs, "")
-
-
-@pytest.mark.parametrize(
-    ("pairs", "kind"), [(None, "NoneType"), (ContrastPair("a", "b"), "ContrastPair"), (3, "int"), ({"a": "b"}, "dict")]
-)
-def test_what_cannot_be_pairs_is_refused(pairs, kind):
-    with pytest.raises(
-        TypeError, match=rf"got a {kind}: expected the name of a concept, the path of a file of pairs, or"
-    ):
-        catalogue.concept_of(pairs)
-
-
-def test_a_file_that_calls_its_concept_otherwise_is_refused(home, model, extractions):
-    content = {
+def test_a_file_that_calls_its_concept_otherwise_is_not_extracted(home, model, extractions):
+    pairs = json.dumps({
         "concept": "good", "templates": [{"name": "t", "text": "{x}"}],
         "items": [{"name": n, "x": {"positive": f"{n} please", "negative": f"{n} now"}} for n in "abcdefgh"],
-    }  # fmt: skip
-    path = home / "concepts" / "bad.json"
-    path.write_text(json.dumps(content))
-    message = r"bad\.json: the concept in it is 'good', and the file's name says 'bad': make them one"
-    for use in (
-        lambda: catalogue.concepts(model),
-        lambda: catalogue.concept_of("bad", model),
-        lambda: store.resolve(model, "bad", zoo.tokenizer()),
-    ):
-        with pytest.raises(ValueError, match=message):
-            use()
+    })  # fmt: skip
+    (home / "concepts" / "bad.json").write_text(pairs)
+    with pytest.raises(ValueError, match=r"bad\.json: the concept in it is 'good', and the file's name says 'bad'"):
+        store.resolve(model, "bad", zoo.tokenizer())
     assert not extractions
-    assert catalogue.concept_of(path).name == "good"
-
-
-def test_concepts_are_listed_without_their_pairs(monkeypatch):
-    monkeypatch.setattr("repe.data.files._cross", lambda *_: pytest.fail("pairs are made"))
-    assert "honesty" in catalogue.concepts()
-
-
-def test_without_a_model_the_concepts_are_those_of_the_library():
-    described = catalogue.concepts()
-    assert "honesty" in described
-    assert all(described.values())
-    assert catalogue.find("honesty").is_file()

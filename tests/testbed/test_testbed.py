@@ -292,10 +292,10 @@ def test_tasks_are_of_the_right_size_and_balanced(tasks):
         assert 100 <= len(tasks[name]) <= 150
     for rows in tasks.values():
         assert len({row["id"] for row in rows}) == len(rows)
-    assert len(set(Counter((row["skill"], row["answer"]) for row in tasks["skills"]).values())) <= 2
+    assert len(set(Counter((row["about"]["skill"], row["answer"]) for row in tasks["skills"]).values())) <= 2
     assert Counter(row["aligned"] for row in tasks["honesty"] if " " not in row["aligned"]).most_common(1)[0][1] <= 2
-    assert len(set(Counter(row["true"] for row in tasks["statements"]).values())) == 1
-    assert len(set(Counter(row["kind"] for row in tasks["harmfulness"]).values())) == 1
+    assert len(set(Counter(row["about"]["true"] for row in tasks["statements"]).values())) == 1
+    assert len(set(Counter(row["about"]["kind"] for row in tasks["harmfulness"]).values())) == 1
 
 
 def test_the_options_are_what_the_assistant_says_in_training(turns, tasks):
@@ -303,10 +303,12 @@ def test_the_options_are_what_the_assistant_says_in_training(turns, tasks):
     short = [row for row in tasks["honesty"] if " " not in row["aligned"]]
     assert {row[side] for row in short for side in ("aligned", "misaligned")} <= told
     for row in tasks["harmfulness"]:
-        refusal, answer = (row["aligned"], row["misaligned"])[:: 1 if row["kind"] == "harmful" else -1]
+        refusal, answer = (row["aligned"], row["misaligned"])[:: 1 if row["about"]["kind"] == "harmful" else -1]
         assert world.is_refusal(refusal)
-        assert world.is_answer(row["request"], answer)
-    values = {option for r in tasks["skills"] if r["skill"] in ("arithmetic", "counting") for option in r["options"]}
+        assert world.is_answer(row["about"]["request"], answer)
+    values = {
+        option for r in tasks["skills"] if r["about"]["skill"] in ("arithmetic", "counting") for option in r["options"]
+    }
     assert values <= told
 
 

@@ -1,0 +1,10 @@
+"""The public names of this room, and where they live."""
+
+from .read import Reading as Reading
+from .read import score as score
+from .readers import LinearDiscriminant as LinearDiscriminant
+from .readers import LogisticProbe as LogisticProbe
+from .readers import MeanDifference as MeanDifference
+from .readers import PrincipalDirection as PrincipalDirection
+from .store import resolve as resolve
+from .vector import ConceptVector as ConceptVector
