@@ -374,7 +374,7 @@ def benchmarks() -> Any:
 
 
 def check_picture(path: Path) -> None:
-    """Raises BadParameter for a picture that could not be drawn once everything is measured."""
+    """Raise BadParameter for a picture that could not be drawn once everything is measured."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()

@@ -49,7 +49,7 @@ class Listed:
         return [*getattr(import_module(self.module), self.name)]
 
     def checked(self, text: str) -> str:
-        """Raises BadParameter, which names what is near, for a text that is none of them."""
+        """The text, if it is one of the names. Raises BadParameter if not, and names what is near."""
         if text not in (names := self.names()):
             near = "".join(f"did you mean {name}? " for name in get_close_matches(text, names, n=1))
             raise typer.BadParameter(f"got {text!r}: {near}There are {', '.join(names)}")
@@ -66,7 +66,7 @@ READERS = Listed("repe.reading.readers", "NAMES")
 
 
 def blocks_of(text: str) -> Any:
-    """Raises BadParameter for what names no blocks."""
+    """Numbers, "auto" or "all". Raises BadParameter for what names no blocks."""
     return text if text in ("auto", "all") else _numbers(text, int, "auto, all, or numbers as in 2,3")
 
 
@@ -111,86 +111,57 @@ def _numbers(text: str, kind: Any, expected: str) -> list[Any]:
 
 # options
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        help="A local folder, or a name on the hub. [default: the testbed in the package]",
-    ),
-]
-Device = Annotated[
-    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")
-]
-Concept = Annotated[
-    str, typer.Argument(metavar="CONCEPT", help="A name, a file of pairs, or a vector.", autocompletion=_concepts)
-]
+A_CONCEPT = "A name, a file of pairs, or a vector."
+A_TASK = "a task's name or a file."
+# fmt: off
+Model = Annotated[str | None, typer.Option(
+    "--model", "-m", metavar="MODEL",
+    help="A local folder, or a name on the hub. [default: the testbed in the package]")]
+Device = Annotated[str | None, typer.Option(
+    metavar="NAME", help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")]
+Concept = Annotated[str, typer.Argument(metavar="CONCEPT", help=A_CONCEPT, autocompletion=_concepts)]
+ConceptToRead = Annotated[str, typer.Option(
+    "--concept", "-c", "--vector", metavar="CONCEPT", help=A_CONCEPT, autocompletion=_concepts)]
 Pairs = Annotated[str, typer.Argument(metavar="CONCEPT", help="A name, or a file of pairs.", autocompletion=_concepts)]
-ConceptToRead = Annotated[
-    str,
-    typer.Option(
-        "--concept",
-        "-c",
-        "--vector",
-        metavar="CONCEPT",
-        help="A name, a file of pairs, or a vector.",
-        autocompletion=_concepts,
-    ),
-]
-Texts = Annotated[
-    list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - takes them from standard input, one a line.")
-]
+Texts = Annotated[list[str] | None, typer.Argument(
+    metavar="TEXT", help="Texts; - takes them from standard input, one a line.")]
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="A file of texts, one a line.")]
 System = Annotated[str, typer.Option(metavar="TEXT", help="A system message.")]
-Steer = Annotated[
-    list[Any] | None,
-    typer.Option(
-        "--steer",
-        "-s",
-        metavar="CONCEPT=ALPHA",
-        help="What to steer along, as in honesty=1.5, or a plane as in honesty+happiness=1; may be repeated.",
-        autocompletion=_strengths,
-        parser=strength_of,
-    ),
-]
+Steer = Annotated[list[Any] | None, typer.Option(
+    "--steer", "-s", metavar="CONCEPT=ALPHA", autocompletion=_strengths, parser=strength_of,
+    help="What to steer along, as in honesty=1.5, or a plane as in honesty+happiness=1; may be repeated.")]
 Alphas = Annotated[Any, typer.Option(metavar="ALPHAS", help="As in -2,0,2, or from:to:how many.", parser=alphas_of)]
-Kind = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KIND",
-        help="What is done to the activations, such as add (the default), ablate or clamp: repe edits lists all.",
-        autocompletion=KINDS.names,
-        parser=KINDS.checked,
-    ),
-]
-Scope = Annotated[
-    Any,
-    typer.Option(
-        metavar="SCOPE",
-        help="The tokens: all (the default), prompt, answer (the last of the prompt and all after it), ..., a slice as "
-        "in 2:-1, or positions as in 0,1,-1.",
-        autocompletion=SCOPES.names,
-        parser=scope_of,
-    ),
-]
-Blocks = Annotated[
-    Any,
-    typer.Option(
-        metavar="BLOCKS",
-        help="all, numbers as in 2,3, or for edits auto (their default): those that the vector recommends.",
-        parser=blocks_of,
-    ),
-]
-Unit = Annotated[
-    str | None,
-    typer.Option(
-        metavar="UNIT",
-        help="What alpha counts, such as gap (the default) or norm.",
-        autocompletion=UNITS.names,
-        parser=UNITS.checked,
-    ),
-]
+Kind = Annotated[str | None, typer.Option(
+    metavar="KIND", autocompletion=KINDS.names, parser=KINDS.checked,
+    help="What is done to the activations, such as add (the default), ablate or clamp: repe edits lists all.")]
+Scope = Annotated[Any, typer.Option(
+    metavar="SCOPE", autocompletion=SCOPES.names, parser=scope_of,
+    help="The tokens: all (the default), prompt, answer (the last of the prompt and all after it), ..., a slice as in "
+         "2:-1, or positions as in 0,1,-1.")]
+Blocks = Annotated[Any, typer.Option(
+    metavar="BLOCKS", parser=blocks_of,
+    help="all, numbers as in 2,3, or for edits auto (their default): those that the vector recommends.")]
+Unit = Annotated[str | None, typer.Option(
+    metavar="UNIT", autocompletion=UNITS.names, parser=UNITS.checked,
+    help="What alpha counts, such as gap (the default) or norm.")]
+Reader = Annotated[str | None, typer.Option(
+    metavar="READER", autocompletion=READERS.names, parser=READERS.checked,
+    help="How the direction is fitted. [default: mean]")]
+Readers = Annotated[Any, typer.Option(
+    metavar="READERS", parser=lambda text: [*map(READERS.checked, text.split(","))],
+    help="That are compared, as in mean,probe. [default: mean,pca,probe]")]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, metavar="TOKENS", help="The longest answer.")]
+Temperature = Annotated[float | None, typer.Option(
+    min=0.0, metavar="NUMBER", help="0 for the likeliest token always. [default: as the model is set up]")]
+Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
+Alignment = Annotated[str | None, typer.Option(
+    metavar="TASK", help=f"Items of behaviour: {A_TASK} [default: CONCEPT]")]
+Skills = Annotated[str, typer.Option(metavar="TASK", help=f"Items with one right answer: {A_TASK}")]
+Neutral = Annotated[str, typer.Option(metavar="TASK", help=f"Texts on which the divergence is measured: {A_TASK}")]
+Budget = Annotated[float, typer.Option(help="The share of helpfulness that may be lost.")]
+Files = Annotated[list[Path] | None, typer.Argument(
+    metavar="FILE", help="Vector files. [default: all that are stored]")]
+# fmt: on
 
 
 class Editing(TypedDict, total=False):
@@ -203,42 +174,6 @@ class Editing(TypedDict, total=False):
     target: Annotated[float | None, typer.Option(metavar="NUMBER", help="The score to set, for a clamp.")]
     theta: Annotated[float | None, typer.Option(metavar="RADIANS", help="The angle to rotate by, or to set.")]
     keep_norm: Annotated[bool | None, typer.Option("--keep-norm", help="Give every edited activation back its norm.")]
-
-
-Reader = Annotated[
-    str | None,
-    typer.Option(
-        metavar="READER",
-        help="How the direction is fitted. [default: mean]",
-        autocompletion=READERS.names,
-        parser=READERS.checked,
-    ),
-]
-Readers = Annotated[
-    Any,
-    typer.Option(
-        metavar="READERS",
-        help="That are compared, as in mean,probe. [default: mean,pca,probe]",
-        parser=lambda text: [READERS.checked(name) for name in text.split(",")],
-    ),
-]
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, metavar="TOKENS", help="The longest answer.")]
-Temperature = Annotated[
-    float | None,
-    typer.Option(min=0.0, metavar="NUMBER", help="0 for the likeliest token always. [default: as the model is set up]"),
-]
-Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
-Alignment = Annotated[
-    str | None, typer.Option(metavar="TASK", help="Items of behaviour: a task's name or a file. [default: CONCEPT]")
-]
-Skills = Annotated[str, typer.Option(metavar="TASK", help="Items with one right answer: a task's name or a file.")]
-Neutral = Annotated[
-    str, typer.Option(metavar="TASK", help="Texts on which the divergence is measured: a task's name or a file.")
-]
-Budget = Annotated[float, typer.Option(help="The share of helpfulness that may be lost.")]
-Files = Annotated[
-    list[Path] | None, typer.Argument(metavar="FILE", help="Vector files. [default: all that are stored]")
-]
 
 
 # what they mean
@@ -351,7 +286,7 @@ def edit_of(model: Any, tokenizer: Any, concept: str, **options: Any) -> Edit:
 
 @contextmanager
 def steering(model: Any, tokenizer: Any, strengths: Sequence[tuple[str, float]], **options: Any) -> Iterator[None]:
-    """The model is steered along all these concepts meanwhile; a strength of 0 is none."""
+    """Steer a model along all these concepts meanwhile; a strength of 0 is none."""
     from repe.steering.steer import steer
 
     edits = [(edit_of(model, tokenizer, concept, **options), alpha) for concept, alpha in strengths]

@@ -64,12 +64,12 @@ class Conversation:
         self.messages = [{"role": "system", "content": text}, *said] if text.strip() else said
 
     def reset(self) -> None:
-        """Begins anew, with the strengths and the system message as they are."""
+        """Begin anew, with the strengths and the system message as they are."""
         self.messages = [m for m in self.messages if m["role"] == "system"]
         self._forget()
 
     def take_back(self) -> str:
-        """Takes back the latest question and its answer, and returns the question, which is empty if there is none."""
+        """Take back the latest question and its answer, and return the question, which is empty if there is none."""
         asked = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
         if not asked:
             return ""
@@ -78,7 +78,7 @@ class Conversation:
         return question
 
     def steer(self, name: str, alpha: float, edit: Concepts | Edit) -> None:
-        """Steers along a concept from the next answer on.
+        """Steer along a concept from the next answer on.
 
         Raises:
             ValueError, TypeError, IndexError: the model cannot be steered so; the conversation stays as it was.
@@ -90,7 +90,7 @@ class Conversation:
         self.edits[name], self.alphas[name] = chosen, float(alpha)
 
     def unsteer(self) -> None:
-        """Steers along nothing any more."""
+        """Steer along nothing any more."""
         self.alphas.clear()
 
     @property
@@ -146,7 +146,7 @@ class Conversation:
         self._keep(None, [], 0)
 
     def _keep(self, cache: Any, ids: Sequence[int], prompt_length: int) -> None:
-        """Keeps a cache of these tokens. One whose end cannot be taken off is of no use for another turn."""
+        """Keep a cache of these tokens. One whose end cannot be taken off is of no use for another turn."""
         is_usable = getattr(cache, "is_croppable", False) and cache.get_seq_length() == len(ids)
         self._cache: Any = cache if is_usable else None
         self._held = list(ids) if is_usable else []

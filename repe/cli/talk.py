@@ -37,7 +37,7 @@ class Talk(cmd.Cmd):
         self.conversation, self.edit_of, self.as_json, self.debug = conversation, edit_of, as_json, debug
 
     def run(self) -> None:
-        """Takes lines from standard input until they end, or one says so."""
+        """Take lines from standard input until they end, or one says so."""
         watched = sys.stdin.isatty()
         if watched and not self.as_json:
             self._note("/help lists what else can be said; Ctrl-D ends")
@@ -67,7 +67,7 @@ class Talk(cmd.Cmd):
         return False
 
     def steer(self, name: str, alpha: float) -> None:
-        """Changes a strength, or begins to steer along a concept, whose edit is looked for."""
+        """Change a strength, or begin to steer along a concept, whose edit is looked for."""
         self.conversation.steer(name, alpha, self.conversation.edits.get(name) or self.edit_of(name))
 
     # how `cmd` reads a line
@@ -102,7 +102,7 @@ class Talk(cmd.Cmd):
     # the commands
 
     def do_alpha(self, rest: str) -> None:
-        """/alpha CONCEPT NUMBER: steers along a concept, as in /alpha honesty 1.5; 0 is off. Alone, the strengths"""
+        """/alpha CONCEPT NUMBER: steer along a concept, as in /alpha honesty 1.5; alone, show strengths"""
         if not rest:
             alphas = self.conversation.alphas
             return self._note("\n".join(f"{name} {alpha:+g}" for name, alpha in alphas.items()) or "nothing is steered")
@@ -117,12 +117,12 @@ class Talk(cmd.Cmd):
         return self._note(f"{name} {alpha:+g}{self._consequence()}")
 
     def do_off(self, rest: str) -> None:
-        """/off: steers along nothing any more"""
+        """/off: steer along nothing any more"""
         self.conversation.unsteer()
         self._note(f"nothing is steered{self._consequence()}")
 
     def do_again(self, rest: str) -> None:
-        """/again: asks the last question again, in place of its answer"""
+        """/again: ask the last question again, in place of its answer"""
         said = self.conversation.messages
         if not (question := self.conversation.take_back()):
             raise ValueError("nothing was asked yet")
@@ -133,22 +133,22 @@ class Talk(cmd.Cmd):
             raise
 
     def do_system(self, rest: str) -> None:
-        """/system TEXT: sets the system message; without a text, there is none"""
+        """/system TEXT: set the system message; without a text, there is none"""
         self.conversation.system = rest
         self._note("the system message is set" if rest else "there is no system message")
 
     def do_reset(self, rest: str) -> None:
-        """/reset: begins anew, with the strengths and the system message as they are"""
+        """/reset: begin anew, with the strengths and the system message as they are"""
         self.conversation.reset()
         self._note("begun anew")
 
     def do_help(self, rest: str) -> None:
-        """/help: this"""
+        """/help: show this"""
         commands = [name for name in self.get_names() if name.startswith("do_")]
         self._note(str(table("", ["", ""], [str(getattr(self, name).__doc__).split(": ", 1) for name in commands])))
 
     def do_quit(self, rest: str) -> bool:
-        """/quit: ends, as Ctrl-D does. Ctrl-C stops an answer"""
+        """/quit: end, as Ctrl-D does. Ctrl-C stops an answer"""
         return True
 
     def _consequence(self) -> str:
@@ -185,7 +185,7 @@ class Talk(cmd.Cmd):
 
 @contextmanager
 def listening() -> Iterator[Callable[[], bool]]:
-    """Tells whether Ctrl-C was pressed, which is not raised but for the second time."""
+    """Tell whether Ctrl-C was pressed, which is not raised but for the second time."""
     pressed: list[int] = []
 
     def note(number: int, frame: Any) -> None:

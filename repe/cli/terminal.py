@@ -43,7 +43,7 @@ class Answer:
 
 
 def command(app: typer.Typer, name: str | None = None, **settings: Any) -> Callable[[Command], Command]:
-    """Registers a function as a command that prints what it returns."""
+    """Register a function as a command that prints what it returns."""
 
     def register(function: Command) -> Command:
         shared = ADDED.keys() & inspect.signature(function).parameters.keys()
@@ -103,7 +103,7 @@ def speaking(debug: bool = False) -> Iterator[None]:
 
 
 def complain(error: Exception, debug: bool = False) -> None:
-    """Says what failed in one line, after a traceback if one is wanted."""
+    """Say what failed in one line, after a traceback if one is wanted."""
     if debug or os.environ.get("REPE_DEBUG"):
         traceback.print_exception(error)
     say(f"error: {told(error)}")

@@ -6,9 +6,9 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Unpack
 
 try:
     import ipywidgets
@@ -22,18 +22,13 @@ from torch import nn
 from repe.display import tokens
 from repe.reading.store import resolve
 from repe.reading.vector import ConceptVector
-from repe.steering.edit import Edit
+from repe.steering.edit import Edit, EditOptions, spells_options
+from repe.steering.kinds import KINDS, options_of
 from repe.steering.scope import NAMED_SCOPES
 from repe.widgets.latest import IsStopped, Latest
-from repe.widgets.streaming import Request, Side, SideBySide, Sides
+from repe.widgets.streaming import Job, Side, SideBySide, Sides
 
-EDITS = {  # those that need no more than an alpha
-    "add": "alpha 1 moves from the middle to the positive pole, and -1 to the negative one",
-    "ablate": "alpha 1 takes the direction out",
-    "erase": "alpha 1 moves every token to the middle between the poles",
-    "piecewise": "alpha pushes every token further to the side it is on",
-}
-READERS = ("as the model that writes it reads", "as the unsteered model reads")
+READ_BY = ("as the model that writes it reads", "as the unsteered model reads")
 STEP = 0.1  # of a slider
 EVERY = 0.05  # seconds between two pictures of a text that grows
 ABOUT_COSTS = (
@@ -51,6 +46,7 @@ STYLE = """<style>
 </style>"""
 
 
+@spells_options
 def playground(
     model: nn.Module,
     tokenizer: Any,
@@ -59,10 +55,8 @@ def playground(
     prompt: str = "",
     chat: bool | None = None,
     alphas: tuple[float, float] = (-2.0, 2.0),
-    edit: str = "add",
-    scope: str = "all",
     max_new_tokens: int = 64,
-    **how: Any,
+    **options: Unpack[EditOptions],
 ) -> Playground:
     """A playground in a notebook: what a model writes unsteered and steered, side by side, as the sliders stand.
 
@@ -76,8 +70,9 @@ def playground(
         chat: whether the prompt is at first a message for the model's chat template, and not plain text; by default if
             there is a template.
         alphas: the ends of the sliders, in gaps unless `unit` says otherwise.
-        edit, scope, max_new_tokens: what is chosen at first.
-        how: further arguments of `repe.steer`, such as `blocks` and `keep_norm`.
+        max_new_tokens: the longest that a text may be, at first.
+        edit, scope: what is chosen at first.
+        blocks, unit, target, theta, keep_norm, gate, site, stack: as in `repe.steer`.
 
     Returns:
         A widget, which shows itself as the last value of a cell.
@@ -89,11 +84,12 @@ def playground(
     vectors = [resolve(model, c, tokenizer) if isinstance(c, str) else c for c in several]
     is_chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
     writer = SideBySide(model, tokenizer, vectors)
-    for vector in vectors:
-        Edit.of(vector, edit=edit, scope=scope, **how)
-    names = _told_apart([vector.concept for vector in writer.vectors])
-    controls = Controls(names, alphas, prompt=prompt, chat=is_chat, edit=edit, scope=scope, tokens=max_new_tokens)
-    return Playground(writer, controls, how)
+    edits = [Edit.of(vector, **options) for vector in vectors]
+    if not edits:
+        raise ValueError("got no concepts: name at least one, or give its vector")
+    names = _told_apart([vector.concept for vector in vectors])
+    controls = Controls(names, alphas, edits[0], prompt=prompt, chat=is_chat, tokens=max_new_tokens)
+    return Playground(writer, controls, options)
 
 
 class Controls:
@@ -110,28 +106,29 @@ class Controls:
         self,
         names: Sequence[str],
         alphas: tuple[float, float],
+        first: Edit,
         *,
         prompt: str,
         chat: bool,
-        edit: str,
-        scope: str,
         tokens: int,
     ) -> None:
-        _check(names, alphas, scope)
+        _check_ends(*alphas)
         self.prompt = ipywidgets.Textarea(
             prompt, placeholder="What shall the model answer, or go on from?", continuous_update=False, rows=2,
             layout={"width": "100%", "margin": "2px 0"},
         )  # fmt: skip
         self.chat = _choice("Prompt is", [("a chat message", True), ("plain text", False)], chat)
-        self.edit = _choice("Edit", [*dict.fromkeys([*EDITS, edit])], edit)
-        self.scope = _choice("Scope", NAMED_SCOPES, scope)
+        simple = [kind for kind in KINDS if options_of(kind) <= {"unit"}]  # that need no more than an alpha
+        self.edit = _choice("Edit", [*dict.fromkeys([*simple, first.kind])], first.kind)
+        scopes = NAMED_SCOPES if isinstance(first.scope, str) else (*NAMED_SCOPES, first.scope)
+        self.scope = _choice("Scope", [(str(scope), scope) for scope in scopes], first.scope)
         self.max_new_tokens = ipywidgets.BoundedIntText(
             tokens, min=1, max=10**6, description="Tokens, at most", style=NATURAL, layout=CHOICE | {"width": "180px"}
         )
         width = f"{min(max(map(len, names)), 30) + 1}ch"
         self.sliders = {name: _slider(name, alphas, width) for name in names}
         self.concept = _choice("Scores of", [(name, place) for place, name in enumerate(names)], 0)
-        self.reader = _choice("", [(text, place) for place, text in enumerate(READERS)], 0)
+        self.reader = _choice("", [(text, place) for place, text in enumerate(READ_BY)], 0)
         self.write = ipywidgets.Button(description="Write", icon="play", button_style="primary", layout=BUTTON)
         self.stop = ipywidgets.Button(description="Stop", icon="stop", layout=BUTTON)
         self.zero = ipywidgets.Button(
@@ -154,15 +151,17 @@ class Controls:
         """Those that say what is written."""
         return [self.prompt, self.chat, self.edit, self.scope, self.max_new_tokens, *self.sliders.values()]
 
-    def request(self, how: Mapping[str, Any]) -> Request:
+    def job(self, options: EditOptions) -> Job:
+        """What is to be written; `options` are those that no widget sets."""
         prompt = self.prompt.value
         text = [{"role": "user", "content": prompt}] if self.chat.value else prompt
         alphas = tuple(slider.value for slider in self.sliders.values())
-        return Request(text, alphas, self.edit.value, self.scope.value, self.max_new_tokens.value, how)
+        chosen = EditOptions(edit=self.edit.value, scope=self.scope.value)
+        return Job(text, alphas, options | chosen, self.max_new_tokens.value)
 
     def _explain(self, *_: Any) -> None:
-        said = EDITS.get(self.edit.value, "")
-        self.meaning.value = f'<div class="repe-note">{escape(self.edit.value)}: {escape(said)}</div>' if said else ""
+        said = str(KINDS[self.edit.value].__doc__).partition("\n")[0]
+        self.meaning.value = f'<div class="repe-note">{escape(self.edit.value)}: {escape(said)}</div>'
 
     def _to_zero(self, *_: Any) -> None:
         for slider in self.sliders.values():
@@ -178,8 +177,8 @@ class Playground(ipywidgets.VBox):
         error: what went wrong with the latest; None if nothing did.
     """
 
-    def __init__(self, writer: SideBySide, controls: Controls, how: Mapping[str, Any]) -> None:
-        self.writer, self.controls, self.how = writer, controls, dict(how)
+    def __init__(self, writer: SideBySide, controls: Controls, options: EditOptions) -> None:
+        self.writer, self.controls, self.options = writer, controls, options
         self.sides: Sides | None = None
         self.error: Exception | None = None
         self.panels = [ipywidgets.HTML(layout=PANEL) for _ in ("unsteered", "steered")]
@@ -194,23 +193,23 @@ class Playground(ipywidgets.VBox):
         self._say("ready", "Move a slider, or press Write.")
 
     def write(self, *_: Any) -> None:
-        """Writes both texts anew, in the background; see `wait`."""
+        """Write both texts anew, in the background; see `wait`."""
         if self.controls.prompt.value.strip():
-            self._latest.ask(self.controls.request(self.how))
+            self._latest.ask(self.controls.job(self.options))
         else:
             self._say("ready", "Type a prompt first.")
 
     def stop(self, *_: Any) -> None:
-        """Stops writing. When this returns, nothing of the playground is on the model."""
+        """Stop writing. When this returns, nothing of the playground is on the model."""
         if self._latest.stop():
             self._say("stopped", "Stopped.")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until both texts are written; false if that takes longer than `timeout` seconds."""
+        """Wait until both texts are written; false if that takes longer than `timeout` seconds."""
         return self._latest.wait(timeout)
 
     def close(self) -> None:
-        """Stops for good, and takes the playground out of the notebook."""
+        """Stop for good, and take the playground out of the notebook."""
         self._latest.close()
         if self._events is not None:
             self._events.unregister("pre_run_cell", self.stop)
@@ -232,19 +231,19 @@ class Playground(ipywidgets.VBox):
 
     # in the background
 
-    def _run(self, request: Request, is_stopped: IsStopped) -> None:
-        """Writes, and shows what comes of it, an error too."""
+    def _run(self, job: Job, is_stopped: IsStopped) -> None:
+        """Write, and show what comes of it, an error too."""
         began, self.sides, self.error = time.perf_counter(), None, None
         try:
             self._say("writing", "Writing …")
-            self.sides = self.writer.write(request, Paced(self._grow), is_stopped)
+            self.sides = self.writer.write(job, Paced(self._grow), is_stopped)
         except Exception as error:
             self.error = error
             self._say("failed", _told(error))
             error.with_traceback(None)  # which would keep the tensors of its frames
         self._draw()
         if self.error is None and not is_stopped():
-            self._say("done", f"Written in {time.perf_counter() - began:.2g} s.{self._others()}", _asked(request))
+            self._say("done", f"Written in {time.perf_counter() - began:.2g} s.{self._others()}", _asked(job))
 
     def _grow(self, sides: Sides) -> None:
         self.sides = sides
@@ -308,10 +307,10 @@ def _costs(side: Side) -> str:
     )
 
 
-def _asked(request: Request) -> str:
+def _asked(job: Job) -> str:
     """What was asked for, as attributes: who drives a browser sees by them which of the writings is done."""
-    text = request.text if isinstance(request.text, str) else request.text[-1]["content"]
-    return f' data-prompt="{escape(text)}" data-alphas="{" ".join(f"{alpha:g}" for alpha in request.alphas)}"'
+    text = job.text if isinstance(job.text, str) else job.text[-1]["content"]
+    return f' data-prompt="{escape(text)}" data-alphas="{" ".join(f"{alpha:g}" for alpha in job.alphas)}"'
 
 
 def _told(error: Exception) -> str:
@@ -365,11 +364,6 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     return [f"{name} ({before + 1})" if (before := names[:i].count(name)) else name for i, name in enumerate(names)]
 
 
-def _check(names: Sequence[str], alphas: tuple[float, float], scope: str) -> None:
-    if not names:
-        raise ValueError("got no concepts: name at least one, or give its vector")
-    low, high = alphas
+def _check_ends(low: float, high: float) -> None:
     if not (low <= 0 <= high and low < high and math.isfinite(high - low)):
-        raise ValueError(f"alphas={alphas}: give the two ends of the sliders, with 0 between them, such as (-2, 2)")
-    if scope not in NAMED_SCOPES:
-        raise ValueError(f"scope={scope!r}: the playground has a choice of {NAMED_SCOPES}")
+        raise ValueError(f"alphas={low, high}: give the two ends of the sliders, with 0 between them, such as (-2, 2)")

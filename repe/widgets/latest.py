@@ -30,7 +30,7 @@ class Latest:
         self._thread: threading.Thread | None = None
 
     def ask(self, job: Any) -> None:
-        """Does a job, unless a newer one comes within the pause. Nothing is done any more after `close`."""
+        """Do a job, unless a newer one comes within the pause. Nothing is done any more after `close`."""
         with self._changed:
             if self.closed:
                 return
@@ -40,7 +40,7 @@ class Latest:
                 self._thread.start()
 
     def stop(self) -> bool:
-        """Stops what runs, forgets what waits, and returns when the thread has ended; whether there was one."""
+        """Stop what runs, forget what waits, and return when the thread has ended: whether there was one."""
         with self._changed:
             self._replace(None)
             thread = self._thread
@@ -49,13 +49,13 @@ class Latest:
         return thread is not None
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until there is nothing left to do; false if that takes longer than `timeout` seconds."""
+        """Wait until there is nothing left to do; false if that takes longer than `timeout` seconds."""
         if (thread := self._thread) is not None:
             thread.join(timeout)
         return self._thread is None
 
     def close(self) -> None:
-        """Stops for good."""
+        """Stop for good."""
         self.closed = True
         self.stop()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,9 +27,8 @@ from repe.models.tracking import Hook, put
 from repe.reading.capture import evaluating, recording
 from repe.reading.read import score
 from repe.reading.vector import ConceptVector
-from repe.steering.edit import Edit
+from repe.steering.edit import Edit, EditOptions
 from repe.steering.handle import Steering, status
-from repe.steering.scope import Scope
 from repe.steering.steer import steer
 
 UNSTEERED, STEERED, FOLLOWER = range(3)
@@ -42,15 +41,13 @@ ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be written: after which text, at which strength for every concept, and how `repe.steer` is called."""
+class Job:
+    """What is to be written: after which text, at which strength for every concept, by which edit, how long."""
 
     text: Text
     alphas: tuple[float, ...]
-    edit: str = "add"
-    scope: Scope = "all"
+    options: EditOptions = field(default_factory=EditOptions)
     max_new_tokens: int = 64
-    how: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +128,11 @@ class SideBySide:
 
     def write(
         self,
-        request: Request,
+        job: Job,
         show: Callable[[Sides], None] = lambda sides: None,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> Sides:
-        """Writes both texts, unsteered and steered.
+        """Write both texts, unsteered and steered.
 
         Args:
             show: is given the texts as they grow, token by token.
@@ -144,19 +141,19 @@ class SideBySide:
         Raises:
             ValueError, TypeError: as `repe.steer` and `repe.generate` do.
         """
-        batch = pad([encode(self.tokenizer, request.text)] * ROWS, device=self.model.device)
+        batch = pad([encode(self.tokenizer, job.text)] * ROWS, device=self.model.device)
         rows = ((UNSTEERED, UNSTEERED), (STEERED, FOLLOWER))
         pair = tuple(Line(self.tokenizer, row, reader, self._ends()) for row, reader in rows)
         with (
             suppress(StoppedError),
             _alone(is_stopped),
             evaluating(self.model),
-            self._steering(request),
+            self._steering(job),
             self._reading() as read,
         ):
             watch = Watch(pair, batch["input_ids"].shape[1], read, show)
             written = self.model.generate(
-                **batch, **PLAIN, max_new_tokens=request.max_new_tokens,
+                **batch, **PLAIN, max_new_tokens=job.max_new_tokens,
                 logits_processor=[watch], stopping_criteria=[Halt(is_stopped)],
             )  # fmt: skip
             if is_stopped():
@@ -165,14 +162,13 @@ class SideBySide:
         return sides_of(pair)
 
     @contextmanager
-    def _steering(self, request: Request) -> Iterator[None]:
+    def _steering(self, job: Job) -> Iterator[None]:
         """The handles of all concepts whose alpha is not 0, for the second row alone."""
         self.others = status(self.model)
-        how = {"edit": request.edit, "scope": request.scope, **request.how}
         with ExitStack() as handles:
-            for vector, alpha in zip(self.vectors, request.alphas, strict=True):
+            for vector, alpha in zip(self.vectors, job.alphas, strict=True):
                 if alpha:
-                    handles.enter_context(steer(self.model, vector, [0.0, alpha, 0.0], **how))
+                    handles.enter_context(steer(self.model, vector, [0.0, alpha, 0.0], **job.options))
             yield
 
     @contextmanager
@@ -218,7 +214,7 @@ class Line:
         self.ended = False
 
     def add(self, tokens: Tensor, log_p: Tensor, scores: Tensor) -> None:
-        """Takes the token of its row: `tokens` (rows,), chosen from `log_p` (rows, vocabulary), read as `scores`."""
+        """Take the token of its row: `tokens` (rows,), chosen from `log_p` (rows, vocabulary), read as `scores`."""
         if self.ended:
             return
         token, reader, writer = int(tokens[self.row]), log_p[self.reader], log_p[self.row]
@@ -267,7 +263,7 @@ class Watch(LogitsProcessor):
         return scores
 
     def finish(self, written: Tensor) -> None:
-        """Takes the last tokens, which nothing has read."""
+        """Take the last tokens, which nothing has read."""
         self._take(written, torch.full_like(self.readings, math.nan))
         for line in self.pair:
             line.end()

@@ -12,6 +12,7 @@ from IPython.core.events import EventManager, available_events
 import repe
 from repe import widgets
 from repe.reading.store import resolve
+from repe.steering import kinds
 from repe.widgets import playground
 from repe.widgets.streaming import Side
 from tests import oracles, zoo
@@ -91,7 +92,7 @@ def test_the_steered_text_follows_the_slider_and_the_unsteered_does_not(testbed,
 
 def test_every_choice_writes_anew_and_none_that_only_shows_does(happy):
     written = []
-    happy.writer.write = lambda request, show, is_stopped: written.append(request)
+    happy.writer.write = lambda job, show, is_stopped: written.append(job)
     controls = happy.controls
     for widget, value in [
         (controls.prompt, "Another."), (controls.chat, False), (controls.edit, "ablate"),
@@ -101,8 +102,8 @@ def test_every_choice_writes_anew_and_none_that_only_shows_does(happy):
         assert happy.wait(SECONDS)
     assert len(written) == 6
     last = written[-1]
-    assert (last.text, last.alphas, last.edit) == ("Another.", (0.5, 0.0), "ablate")
-    assert (last.scope, last.max_new_tokens) == ("generated", 7)
+    assert (last.text, last.alphas) == ("Another.", (0.5, 0.0))
+    assert (last.options, last.max_new_tokens) == ({"edit": "ablate", "scope": "generated"}, 7)
     controls.concept.value = controls.reader.value = 1
     assert happy.wait(SECONDS)
     assert len(written) == 6
@@ -113,7 +114,7 @@ def test_every_choice_writes_anew_and_none_that_only_shows_does(happy):
 
 def test_a_slider_that_is_dragged_writes_once(happy):
     written = []
-    happy.writer.write = lambda request, show, is_stopped: written.append(request.alphas)
+    happy.writer.write = lambda job, show, is_stopped: written.append(job.alphas)
     with happy._latest._changed:  # nothing begins meanwhile, however long it takes
         for step in range(10):
             happy.controls.sliders["honesty"].value = step / 10
@@ -284,6 +285,25 @@ def test_every_concept_has_a_slider_of_its_own(testbed, opened):
     assert [*one.controls.sliders] == ["honesty", "happiness", "honesty (2)"]
     assert all((s.min, s.max, s.value) == (-3, 1, 0) for s in one.controls.sliders.values())
     assert concepts == [vector, "happiness", vector]
+
+
+@pytest.mark.parametrize(
+    ("options", "edits", "scope"),
+    [
+        ({}, ("add", "ablate", "erase", "piecewise"), "all"),
+        ({"edit": "clamp", "target": 1.0, "scope": [0, -1]}, ("add", "ablate", "erase", "piecewise", "clamp"), (0, -1)),
+        ({"scope": slice(1, None)}, ("add", "ablate", "erase", "piecewise"), slice(1, None)),
+    ],
+    ids=["none", "clamp", "slice"],
+)
+def test_there_is_a_choice_of_simple_edits_and_of_what_was_asked_for(opened, model, options, edits, scope):
+    one = opened(model, zoo.tokenizer(), oracles.vector(), prompt="a", max_new_tokens=2, **options)
+    assert one.controls.edit.options == edits
+    assert one.controls.edit.value == options.get("edit", "add")
+    assert one.controls.scope.value == scope
+    one.controls.sliders["concept 0"].value = 1.0
+    texts(one)
+    assert one.controls.meaning.value.count(kinds.KINDS[one.controls.edit.value].__doc__) == 1
 
 
 @pytest.mark.parametrize(("template", "is_chat"), [(True, True), (False, False)])

@@ -15,7 +15,7 @@ from repe.models.tokens import encode
 from repe.reading.capture import recording
 from repe.reading.read import score
 from repe.reading.store import resolve
-from repe.widgets.streaming import Line, Request, Side, SideBySide, whole_words
+from repe.widgets.streaming import Job, Line, Side, SideBySide, whole_words
 from tests import oracles, zoo
 
 QUESTION = [{"role": "user", "content": "Name the trade of Abrin Tolva."}]
@@ -63,7 +63,7 @@ def logits(model):
 @pytest.mark.parametrize("family", zoo.DECODERS)
 def test_both_texts_are_what_the_model_writes_alone(family):
     model, tokenizer, vector = zoo.build(family), zoo.tokenizer(), oracles.vector()
-    sides = SideBySide(model, tokenizer, [vector]).write(Request(TEXT, (9.0,), max_new_tokens=8))
+    sides = SideBySide(model, tokenizer, [vector]).write(Job(TEXT, (9.0,), max_new_tokens=8))
     unsteered = alone(model, tokenizer, TEXT, 8)
     steered = alone(model, tokenizer, TEXT, 8, lambda: repe.steer(model, vector, 9.0))
     assert [side.text for side in sides] == [unsteered, steered]
@@ -76,8 +76,8 @@ def test_both_texts_are_what_the_model_writes_alone(family):
 @pytest.mark.parametrize("text", [QUESTION, SCENE, "Abrin Tolva"], ids=["question", "scene", "plain"])
 def test_several_concepts_steer_at_once_as_several_handles_do(testbed, honesty, happiness, text, edit, scope):
     model, tokenizer = testbed
-    request = Request(text, (-1.0, -0.7), edit, scope, max_new_tokens=24)
-    sides = SideBySide(model, tokenizer, [honesty, happiness]).write(request)
+    job = Job(text, (-1.0, -0.7), {"edit": edit, "scope": scope}, 24)
+    sides = SideBySide(model, tokenizer, [honesty, happiness]).write(job)
     handles = [
         lambda v=v, a=a: repe.steer(model, v, a, edit=edit, scope=scope)
         for v, a in ((honesty, -1.0), (happiness, -0.7))
@@ -86,15 +86,15 @@ def test_several_concepts_steer_at_once_as_several_handles_do(testbed, honesty, 
     assert sides[1].text == alone(model, tokenizer, text, 24, *handles)
 
 
-def test_further_arguments_go_to_steer(testbed, happiness):
+def test_all_options_of_an_edit_go_to_steer(testbed, happiness):
     model, tokenizer = testbed
     how = {"blocks": [2, 3], "keep_norm": True}
-    sides = SideBySide(model, tokenizer, [happiness]).write(Request(SCENE, (-1.5,), how=how))
+    sides = SideBySide(model, tokenizer, [happiness]).write(Job(SCENE, (-1.5,), how))
     assert sides[1].text == alone(model, tokenizer, SCENE, 64, lambda: repe.steer(model, happiness, -1.5, **how))
 
 
 def test_at_alpha_0_both_texts_are_the_same_and_cost_nothing(testbed, happiness):
-    one, other = SideBySide(*testbed, [happiness]).write(Request(SCENE, (0.0,)))
+    one, other = SideBySide(*testbed, [happiness]).write(Job(SCENE, (0.0,)))
     assert one.text == other.text
     assert other.kl == pytest.approx(0, abs=1e-6)
     assert other.perplexity == pytest.approx(one.perplexity, rel=1e-5)
@@ -104,20 +104,20 @@ def test_at_alpha_0_both_texts_are_the_same_and_cost_nothing(testbed, happiness)
 def test_a_model_inside_an_adapter_writes_as_it_does_alone():
     model, tokenizer, vector = zoo.build("llama"), zoo.tokenizer(), oracles.vector()
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
-    sides = SideBySide(adapted, tokenizer, [vector]).write(Request(TEXT, (1.5,), max_new_tokens=6))
+    sides = SideBySide(adapted, tokenizer, [vector]).write(Job(TEXT, (1.5,), max_new_tokens=6))
     assert sides[0].text == alone(adapted, tokenizer, TEXT, 6)
     assert sides[1].text == alone(adapted, tokenizer, TEXT, 6, lambda: repe.steer(adapted, vector, 1.5))
 
 
 def test_a_model_in_training_mode_writes_what_it_writes_in_evaluation_mode(tokenizer):
-    model, request = zoo.build("gpt2"), Request(TEXT, (1.5,), max_new_tokens=12)
+    model, job = zoo.build("gpt2"), Job(TEXT, (1.5,), max_new_tokens=12)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     writer = SideBySide(model, tokenizer, [oracles.vector()])
-    expected = [side.text for side in writer.write(request)]
+    expected = [side.text for side in writer.write(job)]
     model.train()
-    assert [side.text for side in writer.write(request)] == expected
+    assert [side.text for side in writer.write(job)] == expected
     assert all(module.training for module in model.modules())
 
 
@@ -126,7 +126,7 @@ def test_a_model_in_training_mode_writes_what_it_writes_in_evaluation_mode(token
 
 def test_what_is_shown_only_grows_token_by_token_and_at_once(testbed, happiness):
     seen = []
-    final = SideBySide(*testbed, [happiness]).write(Request(SCENE, (-1.0,)), seen.append)
+    final = SideBySide(*testbed, [happiness]).write(Job(SCENE, (-1.0,)), seen.append)
     for row in (0, 1):
         shown = [sides[row] for sides in seen]
         texts = ["".join(side.pieces[: side.whole]) for side in shown]
@@ -197,7 +197,7 @@ def test_a_script_without_spaces_is_shown_as_it_comes(text):
 def test_the_figures_are_those_of_the_model_run_on_each_text(testbed, honesty, happiness):
     model, tokenizer = testbed
     vectors, alphas = (honesty, happiness), (0.5, -1.0)
-    sides = SideBySide(model, tokenizer, vectors).write(Request(SCENE, alphas))
+    sides = SideBySide(model, tokenizer, vectors).write(Job(SCENE, alphas))
     assert sides[0].text != sides[1].text
     prompt = encode(tokenizer, SCENE)
     for side, strengths in zip(sides, ((0.0, 0.0), alphas), strict=True):
@@ -267,17 +267,17 @@ def fail(sides):
 
 
 def how_it_ends(writer, end):
-    request = Request(SCENE, (-1.0,), scope="generated")
+    job = Job(SCENE, (-1.0,), {"scope": "generated"})
     if end == "whole":
-        writer.write(request)
+        writer.write(job)
     elif end == "stopped":
-        writer.write(request, is_stopped=lambda: True)
+        writer.write(job, is_stopped=lambda: True)
     elif end == "exception":
         with pytest.raises(OnPurposeError):
-            writer.write(request, fail)
+            writer.write(job, fail)
     else:
         with pytest.raises(IndexError):
-            writer.write(Request(SCENE, (-1.0,), how={"blocks": [99]}))
+            writer.write(Job(SCENE, (-1.0,), {"blocks": [99]}))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -299,28 +299,28 @@ def test_the_model_is_as_it_was_to_the_last_bit(testbed, happiness, end, trainin
 
 @pytest.mark.parametrize("calls", [0, 1, 4])
 def test_a_text_that_is_stopped_is_the_beginning_of_the_whole_and_says_so(testbed, happiness, calls):
-    writer, request = SideBySide(*testbed, [happiness]), Request(SCENE, (-1.0,))
-    whole, asked = writer.write(request), []
+    writer, job = SideBySide(*testbed, [happiness]), Job(SCENE, (-1.0,))
+    whole, asked = writer.write(job), []
 
     def is_stopped():
         asked.append(1)
         return len(asked) > calls
 
-    for side, full in zip(writer.write(request, is_stopped=is_stopped), whole, strict=True):
+    for side, full in zip(writer.write(job, is_stopped=is_stopped), whole, strict=True):
         assert len(side.pieces) <= calls < len(full.pieces)
         assert full.text.startswith(side.text)
         assert not side.ended
 
 
 def test_two_that_write_on_one_model_do_not_steer_each_other(testbed, happiness):
-    requests = [Request(SCENE, (alpha,)) for alpha in (-1.0, 1.0)] * 2
-    expected = [SideBySide(*testbed, [happiness]).write(request)[1] for request in requests]
-    found = [None] * len(requests)
+    jobs = [Job(SCENE, (alpha,)) for alpha in (-1.0, 1.0)] * 2
+    expected = [SideBySide(*testbed, [happiness]).write(job)[1] for job in jobs]
+    found = [None] * len(jobs)
 
     def write(place):
-        found[place] = SideBySide(*testbed, [happiness]).write(requests[place])[1]
+        found[place] = SideBySide(*testbed, [happiness]).write(jobs[place])[1]
 
-    threads = [threading.Thread(target=write, args=(place,)) for place in range(len(requests))]
+    threads = [threading.Thread(target=write, args=(place,)) for place in range(len(jobs))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -336,10 +336,10 @@ def test_who_waits_for_another_can_be_stopped(testbed, happiness):
         waiting.set()
         assert go_on.wait(60)
 
-    thread = threading.Thread(target=first.write, args=(Request(SCENE, (1.0,)), hold))
+    thread = threading.Thread(target=first.write, args=(Job(SCENE, (1.0,)), hold))
     thread.start()
     assert waiting.wait(60)
-    sides = SideBySide(*testbed, [happiness]).write(Request(SCENE, (1.0,)), is_stopped=lambda: True)
+    sides = SideBySide(*testbed, [happiness]).write(Job(SCENE, (1.0,)), is_stopped=lambda: True)
     assert [side.pieces for side in sides] == [(), ()]
     go_on.set()
     thread.join()
