@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repe.data.pairs import ContrastPair
 from repe.models.blocks import find_stack, hidden_of, with_hidden
 from repe.reading.vector import ConceptVector
 from tests import zoo
 
+POSITIVE, NEGATIVE = "yes", "no"
 BLOCK = 1  # where the tests steer unless they say otherwise
 
 Chosen = Callable[[int, int], bool]
@@ -46,6 +48,28 @@ def vector(
         f"concept {seed}", tuple(range(n_blocks)), recommended, write, read, center, 3.0 + torch.arange(n_blocks),
         0.5 * known, 10.0 * known, known, known, **where,
     )  # fmt: skip
+
+
+def plain_vector(model: Any) -> ConceptVector:
+    """A vector with the standard axes for directions."""
+    axes, ones = torch.eye(model.config.hidden_size)[: zoo.N_BLOCKS], torch.ones(zoo.N_BLOCKS)
+    center = torch.zeros_like(axes)
+    return ConceptVector("axes", tuple(range(zoo.N_BLOCKS)), (1,), axes, axes, center, *[ones] * 5)
+
+
+def worded_pairs(templates: int = 4, items: int = 6) -> list[ContrastPair]:
+    """The last word differs between the poles, so a model with random weights tells them apart."""
+    words = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"][:items]
+    return [
+        ContrastPair(f"{'x' * t} {word} {POSITIVE}", f"{'x' * t} {word} {NEGATIVE}", f"t{t}", word)
+        for t in range(templates)
+        for word in words
+    ]
+
+
+def hooks_of(model: nn.Module) -> list[Any]:
+    """All that may hang on the modules of a model."""
+    return [(dict(m._forward_hooks), dict(m._forward_pre_hooks), "forward" in vars(m)) for m in model.modules()]
 
 
 def shift_of(of: ConceptVector, alpha: float, block: int = BLOCK, n_blocks: int = 1) -> Tensor:
@@ -85,6 +109,16 @@ def rows_of(batch: dict[str, Tensor]) -> list[list[int]]:
     return [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
 
 
+def shifted(model: nn.Module, shift: Tensor, chosen: Chosen, length: int, block: int = BLOCK) -> Any:
+    """While open, `shift` is added to the chosen tokens of a text that stands alone, whose prompt has this length."""
+
+    def change(hidden: Tensor) -> Tensor:
+        places = torch.tensor([chosen(position, length) for position in range(hidden.shape[1])])
+        return hidden + places[:, None] * shift
+
+    return changed(find_stack(model).blocks[block], change)
+
+
 @torch.no_grad()
 def greedy(
     model: Any, prompt: Sequence[int], n_new: int, shift: Tensor, chosen: Chosen, start: int | None = None
@@ -94,19 +128,20 @@ def greedy(
     Returns the new tokens, and the logits that they were chosen by, (n_new, vocabulary). `start` is where the prompt
     ends, if not with `prompt`.
     """
-    length = len(prompt) if start is None else start
-    block = find_stack(model).blocks[BLOCK]
     ids, logits = list(prompt), []
-
-    def change(hidden: Tensor) -> Tensor:
-        edited = hidden.clone()
-        for position in range(hidden.shape[1]):
-            if chosen(position, length):
-                edited[:, position] += shift
-        return edited
-
-    with changed(block, change):
+    with shifted(model, shift, chosen, len(prompt) if start is None else start):
         for _ in range(n_new):
             logits.append(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1])
             ids.append(int(logits[-1].argmax()))
     return ids[len(prompt) :], torch.stack(logits)
+
+
+@torch.no_grad()
+def log_p(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> tuple[float, bool]:
+    """log P of an answer of a text that stands alone, and whether each of its tokens is the likeliest.
+
+    The model is taken as it is, edited or not.
+    """
+    logits = model(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0, -len(answer) - 1 : -1]
+    found = logits.float().log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
+    return float(found.sum()), logits.argmax(-1).tolist() == [*answer]

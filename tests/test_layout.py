@@ -144,3 +144,14 @@ def test_a_public_name_of_a_room_is_never_the_file_of_the_same_name(room):
         "print(*[n for n in room.__all__ if isinstance(getattr(room, n), types.ModuleType)], len(room.__all__) > 3)"
     )
     assert run(code) == "True\n"
+
+
+def test_log_p_is_computed_in_one_place():
+    names = re.compile(r"log_softmax|logsumexp|cross_entropy\(|\.softmax\(")
+    found = [
+        m
+        for m, path in FILES.items()
+        if room_of(m) in ("measuring", "widgets", "cli") and names.search(path.read_text())
+    ]
+    assert found == ["measuring.scoring"]
+    assert len(names.findall(FILES["measuring.scoring"].read_text())) == 1

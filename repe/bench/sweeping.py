@@ -14,9 +14,11 @@ from repe.bench.table import Row
 from repe.bench.timing import Estimate, in_turns
 from repe.data.catalogue import find_task
 from repe.data.items import Item, load_items
-from repe.measuring.scoring import log_likelihoods
-from repe.measuring.sweep import sweep
+from repe.measuring.answers import answers_of
+from repe.measuring.scoring import log_probability
+from repe.measuring.sweep import Exam, sweep
 from repe.models.load import home_of
+from repe.models.tokens import pad
 
 ITEMS = 120
 ALPHAS = tuple(np.linspace(-4, 4, 21).tolist())
@@ -50,12 +52,18 @@ def apart(found: dict[str, Any]) -> float:
     return float(np.nanmax(np.abs(found["sweep"] - found["loop"])))
 
 
+@torch.no_grad()
 def loop(model: Any, tokenizer: Any, vector: Any, items: Sequence[Item], alphas: Sequence[float]) -> Any:
-    """(alphas, items, options): for every alpha steer, then batches of 32 over every item and option."""
-    table = np.full((len(alphas), len(items), max(len(item.options) for item in items)), np.nan)
+    """(alphas, items, options): for every alpha steer, then padded batches of 32 over every item and option."""
+    answers = answers_of(tokenizer, items)
+    order = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
+    found = torch.zeros(len(alphas), len(answers))
     for row, alpha in enumerate(alphas):
-        with repe.steer(model, vector, alpha) as handle:
-            found = log_likelihoods(model, tokenizer, items, steering=[handle], batch_size=32)
-        for i, likelihoods in enumerate(found):
-            table[row, i, : len(likelihoods)] = torch.as_tensor(likelihoods)
-    return table
+        with repe.steer(model, vector, alpha):
+            for start in range(0, len(order), 32):
+                chosen = order[start : start + 32]
+                batch = pad([answers[i].ids for i in chosen])
+                log_p = log_probability(model(**batch, use_cache=False).logits[:, :-1], batch["input_ids"][:, 1:])
+                for i, tokens in zip(chosen, log_p, strict=True):
+                    found[row, i] = tokens[answers[i].begins - 1 : len(answers[i].ids) - 1].sum()
+    return Exam(tokenizer, {"task": items}).table(found)["task"].log_likelihoods

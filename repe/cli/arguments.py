@@ -58,6 +58,7 @@ class Listed:
 KINDS = Listed("repe.steering.kinds", "KINDS")
 UNITS = Listed("repe.steering.kinds", "UNITS")
 SCOPES = Listed("repe.steering.scope", "NAMED_SCOPES")
+SITES = Listed("repe.models.blocks", "SITES")
 READERS = Listed("repe.reading.readers", "NAMES")
 
 
@@ -139,10 +140,13 @@ Scope = Annotated[Any, typer.Option(
          "2:-1, or positions as in 0,1,-1.")]
 Blocks = Annotated[Any, typer.Option(
     metavar="BLOCKS", parser=blocks_of,
-    help="all, numbers as in 2,3, or for edits auto (their default): those that the vector recommends.")]
+    help="Numbers as in 2,3; all; or for edits auto (their default), which are those that the vector recommends.")]
 Unit = Annotated[str | None, typer.Option(
     metavar="UNIT", autocompletion=UNITS.names, parser=UNITS.checked,
     help="What alpha counts, such as gap (the default) or norm.")]
+Site = Annotated[str | None, typer.Option(
+    metavar="SITE", autocompletion=SITES.names, parser=SITES.checked,
+    help="Where in the model: block (the default: the residual stream), attention, mlp, ...")]
 Reader = Annotated[str | None, typer.Option(
     metavar="READER", autocompletion=READERS.names, parser=READERS.checked,
     help="How the direction is fitted. [default: mean]")]

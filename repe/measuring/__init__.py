@@ -1,0 +1,28 @@
+"""Measuring: what a model makes of answers and texts at every strength of an edit, and what that costs.
+
+The trade-off and its calibration are names of `repe` itself; lm-eval's tasks are measured by `repe.measuring.harness`.
+"""
+
+from repe.measuring.answers import Answer
+from repe.measuring.costs import costs
+from repe.measuring.curve import Costs, Scores
+from repe.measuring.scoring import Likelihoods, Scorer, TransformersScorer, log_likelihoods
+from repe.measuring.sweep import sweep
+from repe.measuring.tradeoff import items_of, texts_of
+from repe.measuring.write import Writings, write
+
+__all__ = [
+    "Answer",
+    "Costs",
+    "Likelihoods",
+    "Scorer",
+    "Scores",
+    "TransformersScorer",
+    "Writings",
+    "costs",
+    "items_of",
+    "log_likelihoods",
+    "sweep",
+    "texts_of",
+    "write",
+]

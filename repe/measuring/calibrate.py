@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch import nn
@@ -17,15 +17,19 @@ from tqdm import tqdm
 
 from repe.data.catalogue import Pairs, concept_of
 from repe.data.items import Item
+from repe.measuring.answers import Answer
 from repe.measuring.choice import UNCHANGED, Outcome, affordable, first_half
-from repe.measuring.costs import costs
+from repe.measuring.costs import costs_at, plain_texts
+from repe.measuring.fanout import BATCH_TOKENS
 from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_of
-from repe.measuring.sweep import BATCH_TOKENS, sweep
+from repe.measuring.scoring import TransformersScorer
+from repe.measuring.sweep import Exam
 from repe.measuring.tradeoff import Task, items_of, texts_of
 from repe.models.load import home_of
-from repe.models.tokens import Text
 from repe.reading.extract import extract
 from repe.reading.vector import ConceptVector
+from repe.steering.edit import Edit, EditOptions, spells_options
+from repe.steering.steer import edit_of
 
 READERS = ("mean", "pca", "probe")
 STEPS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the farthest alpha: what is tried out at a block
@@ -106,13 +110,13 @@ class Calibration:
     __repr__ = __str__
 
 
+@spells_options
 def calibrate(
     model: nn.Module,
     tokenizer: Any,
     concept: Pairs,
     *,
     readers: str | Sequence[str] = READERS,
-    blocks: Any = "all",
     alignment: Task | None = None,
     helpfulness: Task = "skills",
     neutral: Any = "neutral",
@@ -120,27 +124,31 @@ def calibrate(
     budget: float = 0.05,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
+    blocks_at: str | None = None,
     progress: bool = False,
-    **how: Any,
+    **options: Unpack[EditOptions],
 ) -> Calibration:
-    """Chooses reader, block and alpha for more and for less of a concept.
+    """Choose reader, block and alpha for more and for less of a concept.
 
     Args:
         model, tokenizer: neither is changed.
         concept: as in `repe.extract`.
         readers: that are compared, as in `repe.extract`.
-        blocks: that are compared.
         alignment, helpfulness, neutral: what is measured on, as in `repe.tradeoff`.
         limit: of the 95th percentile of a token's divergence from the unsteered model on neutral texts, in nats.
         budget: of helpfulness that may be lost, by the upper end of the interval.
         seed: of the split of both tasks into validation and test halves; what shares a group stays together.
-        batch_tokens, progress: as in `repe.measuring.sweep.sweep`.
-        how: for `repe.extract` (`site`) and `repe.steer` (`edit`, `scope`).
+        batch_tokens, blocks_at, progress: as in `repe.measuring.sweep`.
+        options: of the edit, as in `repe.steer`; `blocks` are those that are compared, all by default.
 
     Raises:
         TypeError: a vector is given, where readers are compared.
-        ValueError: as `repe.extract`, `repe.measuring.sweep.sweep` and `repe.measuring.costs.costs` raise it, or a
-            limit or budget that is not positive.
+        ValueError: as `repe.extract`, `repe.measuring.sweep` and `repe.measuring.costs` raise it, or a limit or budget
+            that is not positive.
+
+    Example:
+        >>> found = repe.calibrate(model, tokenizer, "honesty", readers="mean", blocks=[2, 3])
+        >>> handle = repe.steer(model, found.more.vector, found.more.alpha)
 
     Sources: blocks by what writing there does, as Arditi et al. (arXiv 2406.11717) choose theirs; the divergence as the
     common measure of strength, as Tan et al. (arXiv 2407.12404).
@@ -160,55 +168,63 @@ def calibrate(
     texts = list(texts_of(neutral, model))[:TEXTS]
     if not texts:
         raise ValueError("calibration needs neutral texts, on which the divergence is limited: got none")
-    fitted: dict[str, Any] = {key: how.pop(key) for key in ("site", "stack", "blocks_at") if key in how}
-    vectors = {name: extract(model, tokenizer, source, reader=name, blocks=blocks, **fitted) for name in readers}
-    places: dict[str, Any] = {key: fitted[key] for key in ("stack", "blocks_at") if key in fitted}
-    bench = Bench(model, tokenizer, texts, limit, budget, seed, {**places, **how, "batch_tokens": batch_tokens})
-    parts = halves(aligned, helpful, seed)
+    chosen = options.pop("blocks", "all")
+    blocks = "all" if isinstance(chosen, str) and chosen == "auto" else chosen
+    site, stack = options.get("site") or "block", options.get("stack") or "decoder"
+    vectors = {
+        name: extract(model, tokenizer, source, reader=name, blocks=blocks, site=site, stack=stack, blocks_at=blocks_at)
+        for name in readers
+    }
+    edits = {name: edit_of(model, vector, **options) for name, vector in vectors.items()}
+    scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)
+    search = Search(scorer, plain_texts(tokenizer, texts, edits[readers[0]]), limit, budget, seed)
+    first, second = (
+        Exam(tokenizer, dict(zip(("alignment", "helpfulness"), half, strict=True)))
+        for half in halves(aligned, helpful, seed)
+    )
     with tqdm(total=2 * sum(len(v.blocks) for v in vectors.values()), desc="calibrate", disable=not progress) as bar:
-        more, less = (bench.setting(vectors, *parts, sign, bar) for sign in (1, -1))
+        more, less = (search.setting(edits, first, second, sign, bar) for sign in (1, -1))
     return Calibration(source.name, limit, budget, more, less)
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What every reader and block is tried out with."""
+class Search:
+    """What every reader and block is tried out with: `texts` are the neutral ones."""
 
-    model: nn.Module
-    tokenizer: Any
-    texts: Sequence[Text]
+    scorer: TransformersScorer
+    texts: Sequence[Answer]
     limit: float
     budget: float
     seed: int
-    how: Mapping[str, Any]
 
-    def setting(
-        self, vectors: Mapping[str, ConceptVector], first: Tasks, second: Tasks, sign: int, bar: Any
-    ) -> Setting:
+    def setting(self, edits: Mapping[str, Edit], first: Exam, second: Exam, sign: int, bar: Any) -> Setting:
         """The best of all trials on the first half of the items, tested on the second."""
         trials = []
-        for reader, vector in vectors.items():
-            for block in vector.blocks:
-                trials.append(self.trial(reader, vector, block, first, sign))
+        for reader, edit in edits.items():
+            for block in edit.vectors[0].blocks:
+                trials.append(self.trial(reader, replace(edit, blocks=block), first, sign))
                 bar.update()
         best = max(trials, key=lambda trial: trial.validation.gain.value)
-        vector = replace(vectors[best.reader], recommended=(best.block,))
+        edit = replace(edits[best.reader], blocks=best.block)
+        vector = replace(edit.vectors[0], recommended=(best.block,))
         if not best.alpha:
             return Setting(sign, vector, best, UNCHANGED, tuple(trials))
-        alphas, gain, loss = self.measured(vector, [best.alpha], second, sign)
+        alphas, gain, loss = self.measured(edit, [best.alpha], second, sign)
         row = int(np.flatnonzero(alphas)[0])
         return Setting(sign, vector, best, Outcome(gain.estimates()[row], loss.estimates()[row]), tuple(trials))
 
-    def trial(self, reader: str, vector: ConceptVector, block: int, tasks: Tasks, sign: int) -> Trial:
+    def trial(self, reader: str, edit: Edit, exam: Exam, sign: int) -> Trial:
+        """The edit, of a single block, as far as the limit allows."""
+        vector, block = edit.vectors[0], edit.blocks
+        assert isinstance(block, int)
         row = vector.row(block)
         untried = Trial(reader, block, accuracy=float(vector.accuracy[row]))
         if vector.scale[row] <= 0:
             return replace(untried, reason="held-out pairs show no distance between the poles there")
-        at_block = replace(vector, recommended=(block,))
-        farthest = self.farthest(at_block, sign)
+        farthest = self.farthest(edit, sign)
         if not farthest:
             return replace(untried, reason=f"the limit, {self.limit:g} nats, is passed by every alpha above {SMALLEST}")
-        alphas, gains, losses = self.measured(at_block, [step * farthest for step in STEPS], tasks, sign)
+        alphas, gains, losses = self.measured(edit, [step * farthest for step in STEPS], exam, sign)
         loss = losses.estimates()
         usable = affordable(alphas, np.array([estimate.high <= self.budget for estimate in loss]))
         usable &= [gain.low > 0 for gain in gains.estimates()]
@@ -219,32 +235,28 @@ class Bench:
         outcome = Outcome(gains.estimates()[best], loss[best])
         return replace(untried, farthest=farthest, alpha=float(alphas[best]), validation=outcome)
 
-    def farthest(self, vector: ConceptVector, sign: int) -> float:
+    def farthest(self, edit: Edit, sign: int) -> float:
         """The alpha at which the divergence reaches the limit, by bisection, or `FARTHEST` if it never does."""
         low, high = 0.0, NEAREST
-        while high < FARTHEST and self.divergence(vector, [sign * high])[0] <= self.limit:
+        while high < FARTHEST and self.divergence(edit, [sign * high])[0] <= self.limit:
             low, high = high, 2 * high
         while high - low > PRECISE * high and high > SMALLEST:
             between = np.linspace(low, high, PER_ROUND + 2)[1:-1]
-            over = self.divergence(vector, (sign * between).tolist()) > self.limit
+            over = self.divergence(edit, (sign * between).tolist()) > self.limit
             reached = int(over.argmax()) if over.any() else len(between)
             low, high = [low, *between][reached], [*between, high][reached]
         return sign * float(low)
 
-    def divergence(self, vector: ConceptVector, alphas: Sequence[float]) -> Array:
-        """(alphas,), the 95th percentile of a token's divergence, in the order of the alphas given."""
-        found = costs(self.model, self.tokenizer, vector, self.texts, [0.0, *alphas], **self.how).kl_p95
+    def divergence(self, edit: Edit, alphas: Sequence[float]) -> Array:
+        """(alphas,), the 95th percentile of a token's divergence."""
+        found = costs_at(self.scorer, self.texts, edit, alphas).kl_p95
         assert found is not None
-        order = np.sort([0.0, *alphas])
-        return np.array([found[np.searchsorted(order, alpha)] for alpha in alphas])
+        return found
 
-    def measured(
-        self, vector: ConceptVector, alphas: Sequence[float], tasks: Tasks, sign: int
-    ) -> tuple[Array, Measured, Measured]:
+    def measured(self, edit: Edit, alphas: Sequence[float], exam: Exam, sign: int) -> tuple[Array, Measured, Measured]:
         """The alphas with 0, the gains of behaviour in the wanted direction, and the losses of helpfulness."""
-        named = dict(zip(("alignment", "helpfulness"), tasks, strict=True))
-        scores = sweep(self.model, self.tokenizer, vector, named, [0.0, *alphas], **self.how)
         grid = np.sort([0.0, *alphas])
+        scores = exam.scores(self.scorer, edit, grid.tolist())
         behaviour, right = scores["alignment"], scores["helpfulness"]
         gains = sign * (behaviour.behaviour - behaviour.behaviour[grid == 0])
         return (

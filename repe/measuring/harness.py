@@ -1,8 +1,8 @@
 """The harness: any task of EleutherAI's lm-eval, measured on a steered model at many strengths.
 
-lm-eval makes the requests and the metrics; the log-likelihoods are computed here, where it is known which tokens are
-the context's: with scope="answer" the last of them is steered, and all after it. lm-eval is an extra, and loaded when
-it is used: pip install 'repe-torch[eval]'.
+lm-eval makes the requests and the metrics; the log-likelihoods come of a scorer, which knows which tokens are the
+context's: with scope="answer" the last of them is steered, and all after it. lm-eval asks the same at every strength:
+all are scored at once, when it asks first. It is an extra, and loaded when it is used: pip install 'repe-torch[eval]'.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
-import inspect
 import logging
 import math
 import os
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,43 +22,45 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from repe.measuring.answers import Answer
 from repe.measuring.curve import Scores
-from repe.measuring.scoring import check_causal
-from repe.measuring.write import numbers_of
-from repe.models.blocks import device_of
-from repe.models.tokens import pad
+from repe.measuring.fanout import BATCH_TOKENS
+from repe.measuring.scoring import TransformersScorer, strengths_of
 from repe.reading.capture import evaluating
-from repe.steering.handle import Steering
-from repe.steering.steer import steer
+from repe.steering.edit import Edit, EditOptions, spells_options
+from repe.steering.steer import Steered, edit_of
 
-Task = str | Mapping[str, Any]
+LmEvalTask = str | Mapping[str, Any]
 
 SEEDS = (0, 1234, 1234, 1234)  # lm-eval's own, of the random numbers of Python, NumPy, PyTorch and few-shot examples
 
 
+@spells_options
 def scores(
     model: nn.Module,
     tokenizer: Any,
-    concept: Any,
-    task: Task,
+    concept: Steered,
+    task: LmEvalTask,
     alphas: Sequence[float] | Tensor,
     *,
     task_folder: str | os.PathLike[str] | None = None,
     limit: float | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 16,
+    batch_tokens: int = BATCH_TOKENS,
     apply_chat_template: bool = False,
+    blocks_at: str | None = None,
     progress: bool = False,
-    **how: Any,
+    **options: Unpack[EditOptions],
 ) -> Scores:
-    """The log-likelihoods of all choices of a multiple-choice task, at every strength; documents are the items.
+    """Measure the log-likelihoods of all choices of a multiple-choice task, at every strength; documents are the items.
 
     Args: as for `evaluate`, with one task, or one group of tasks, whose documents then follow one another.
 
@@ -69,41 +71,51 @@ def scores(
         ImportError: lm-eval is not installed.
         ValueError: the task's output is not of the type multiple_choice, a document has no single right choice, or what
             `evaluate` raises.
+
+    Example:
+        >>> repe.measuring.harness.scores(model, tokenizer, "honesty", "arc_easy", [-1, 0, 1], limit=100)  # doctest: +SKIP
     """
-    strengths = numbers_of(alphas)
+    strengths = strengths_of(alphas)
     loaded = _loaded([task], task_folder, num_fewshot, _check_choices)
     rows: list[list[list[float]]] = []
-    with _harnessed(model, tokenizer, concept, batch_size, progress, how) as harnessed:
-        for alpha in harnessed.shown(strengths):
-            harnessed.measure(loaded, alpha, limit=limit, apply_chat_template=apply_chat_template)
-            documents = [document for each in loaded["tasks"].values() for document in _documents(each)]
-            rows.append([document.likelihoods for document in documents])
+    edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
+    scorer = TransformersScorer(
+        model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens, batch_size=batch_size, progress=progress
+    )
+    harnessed = _kind()(scorer, edit, strengths)
+    for alpha in tqdm(strengths, "lm-eval", unit="alpha", disable=not progress):
+        harnessed.measure(loaded, alpha, limit=limit, apply_chat_template=apply_chat_template)
+        documents = [document for each in loaded["tasks"].values() for document in _documents(each)]
+        rows.append([document.likelihoods for document in documents])
     most = max(map(len, rows[0]))
     table = np.array([[likelihoods + [np.nan] * (most - len(likelihoods)) for likelihoods in row] for row in rows])
     name = task if isinstance(task, str) else str(task["task"])
     return Scores(name, table, np.array([d.answer for d in documents]), [d.name for d in documents])
 
 
+@spells_options
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
-    concept: Any,
-    tasks: Task | Sequence[Task],
+    concept: Steered,
+    tasks: LmEvalTask | Sequence[LmEvalTask],
     alphas: Sequence[float] | Tensor,
     *,
     task_folder: str | os.PathLike[str] | None = None,
     limit: float | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 16,
+    batch_tokens: int = BATCH_TOKENS,
     apply_chat_template: bool = False,
     bootstrap_iters: int = 0,
+    blocks_at: str | None = None,
     progress: bool = False,
-    **how: Any,
+    **options: Unpack[EditOptions],
 ) -> list[dict[str, Any]]:
-    """lm-eval's own metrics of its tasks, of whatever type, at every strength.
+    """Let lm-eval measure its own metrics of its tasks, of whatever type, at every strength.
 
     All strengths see the same requests: few-shot examples are drawn once, and sampled texts are sampled alike. The
-    contexts of generate_until are prompts; of loglikelihood_rolling, the one token before each window. Log-softmaxes
+    contexts of generate_until are prompts; of loglikelihood_rolling, the one token before each window. Logarithms
     are taken in float32, whatever the model's dtype.
 
     Args:
@@ -114,11 +126,13 @@ def evaluate(
         task_folder: a folder with YAML files of more tasks.
         limit: only the first documents of every task: how many, or which share where it is below 1.
         num_fewshot: examples before every question, but for tasks that demand none; by default the task's own number.
-        batch_size: texts a forward.
+        batch_size: texts that are written at a time.
+        batch_tokens: tokens a forward that scores, at most.
         apply_chat_template: write contexts as chats, by the tokenizer's template as lm-eval renders it.
         bootstrap_iters: resamples for the standard errors of metrics that need them; 0: no standard errors at all.
         progress: show progress bars.
-        how: for `repe.steer`, such as `blocks`, `edit` and `scope`.
+        blocks_at: the dotted path of the list of blocks, where it cannot be found.
+        options: of the edit, as in `repe.steer`.
 
     Returns:
         One row a strength, task and metric, with the keys "alpha", "task", "metric", "filter", "value", "stderr" (NaN
@@ -128,23 +142,35 @@ def evaluate(
         ImportError: lm-eval is not installed.
         ValueError: no alphas or a number that is not finite, a task that is not known, a scope that is a mask, a model
             that is not causal, a continuation of no tokens or more than the model reads, or what `repe.steer` raises.
+        OverflowError: logits are not finite at a strength.
 
     Warns:
         UserWarning: contexts were too long for the model, and lost their first tokens.
+
+    Example:
+        >>> repe.measuring.harness.evaluate(model, tokenizer, "honesty", ["arc_easy", "gsm8k"], [0, 1], limit=20)  # doctest: +SKIP
     """
-    strengths = numbers_of(alphas)
+    strengths = strengths_of(alphas)
     asked = [tasks] if isinstance(tasks, str | Mapping) else list(tasks)
     loaded = _loaded(asked, task_folder, num_fewshot, lambda task: None)
     chosen = {"limit": limit, "apply_chat_template": apply_chat_template, "bootstrap_iters": bootstrap_iters}
-    with _harnessed(model, tokenizer, concept, batch_size, progress, how) as harnessed:
-        return [row for a in harnessed.shown(strengths) for row in _rows(a, harnessed.measure(loaded, a, **chosen))]
+    edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
+    scorer = TransformersScorer(
+        model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens, batch_size=batch_size, progress=progress
+    )
+    harnessed = _kind()(scorer, edit, strengths)
+    shown = tqdm(strengths, "lm-eval", unit="alpha", disable=not progress)
+    return [row for alpha in shown for row in _rows(alpha, harnessed.measure(loaded, alpha, **chosen))]
 
 
 # tasks
 
 
 def _loaded(
-    tasks: Sequence[Task], folder: str | os.PathLike[str] | None, num_fewshot: int | None, check: Callable[[Any], None]
+    tasks: Sequence[LmEvalTask],
+    folder: str | os.PathLike[str] | None,
+    num_fewshot: int | None,
+    check: Callable[[Any], None],
 ) -> dict[str, Any]:
     """lm-eval's tasks and groups by name, ready to be run again and again once a check of their requests is passed."""
     specs = [task if isinstance(task, str) else copy.deepcopy(dict(task)) for task in tasks]
@@ -244,18 +270,6 @@ def _rows(alpha: float, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _harnessed(
-    model: nn.Module, tokenizer: Any, concept: Any, batch_size: int, progress: bool, how: Mapping[str, Any]
-) -> Iterator[Any]:
-    """The model as lm-eval sees it, steered, until the `with` block ends."""
-    if isinstance(how.get("scope"), Tensor):
-        raise ValueError("a mask of one batch is no scope for many: name the scope, as in scope='answer'")
-    check_causal(model, how.get("blocks_at"))
-    with steer(model, concept, 0.0, tokenizer=tokenizer, **how) as handle, evaluating(model):
-        yield _kind()(handle, tokenizer, batch_size, progress)
-
-
-@contextmanager
 def _seeded() -> Iterator[None]:
     """Random numbers as lm-eval seeds them; afterwards they go on as if none had been drawn."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -270,64 +284,59 @@ def _seeded() -> Iterator[None]:
             np.random.set_state(before[1])  # noqa: NPY002
 
 
-@dataclass(frozen=True)
-class Row:
-    """What the model reads for one or more requests, `start` of whose tokens are the context's.
+def answer_of(context: Sequence[int], continuation: Sequence[int], longest: int) -> Answer:
+    """A request as an answer. Contexts lose their first tokens where both are together longer than the model reads.
 
-    The last token of a continuation is not read: requests that differ in it alone share a row.
+    Raises:
+        ValueError: the continuation has no tokens, or more than the model reads.
     """
-
-    ids: tuple[int, ...]
-    start: int
-
-    @classmethod
-    def of(cls, context: Sequence[int], continuation: Sequence[int], longest: int) -> Row:
-        """Contexts lose their first tokens where both are together longer than the model reads.
-
-        Raises:
-            ValueError: the continuation has no tokens, or more than the model reads.
-        """
-        if not 0 < len(continuation) <= longest:
-            raise ValueError(f"a continuation has {len(continuation)} tokens, and the model reads 1 to {longest}")
-        ids = tuple((*context, *continuation)[-longest - 1 : -1])
-        return cls(ids, len(ids) + 1 - len(continuation))
+    if not 0 < len(continuation) <= longest:
+        raise ValueError(f"a continuation has {len(continuation)} tokens, and the model reads 1 to {longest}")
+    ids = tuple((*context, *continuation)[-longest - 1 :])
+    return Answer(ids, len(ids) - len(continuation))
 
 
 class Harnessed:
     """What of lm-eval's model is done otherwise for a steered one; `_kind()` is both."""
 
     max_length: int
-    batch_size: int
+    batch_size_per_gpu: int
 
-    def __init__(self, handle: Steering, tokenizer: Any, batch_size: int, progress: bool) -> None:
-        own = {"tokenizer": copy.deepcopy(tokenizer), "batch_size": batch_size}
+    def __init__(self, scorer: TransformersScorer, edit: Edit, strengths: Sequence[float]) -> None:
+        own = {"tokenizer": copy.deepcopy(scorer.tokenizer), "batch_size": scorer.batch_size}
         with _speechless("lm_eval.models.huggingface"):
-            super().__init__(pretrained=handle.model, **own)  # type: ignore[call-arg]
-        self._handle, self._shows = handle, progress
+            super().__init__(pretrained=scorer.model, **own)  # type: ignore[call-arg]
+        self._scorer, self._edit, self._strengths, self._alpha = scorer, edit, strengths, 0.0
+        self._known: dict[Answer, tuple[Tensor, Tensor]] = {}
 
     @property
     def model(self) -> Any:
         """None while lm-eval sets itself up, which would tie the model's weights anew."""
-        return self._handle.model if hasattr(self, "_handle") else None
-
-    def shown(self, strengths: Sequence[float]) -> Iterator[float]:
-        yield from tqdm(strengths, "lm-eval", unit="alpha", disable=not self._shows)
+        return self._scorer.model if hasattr(self, "_scorer") else None
 
     def measure(self, loaded: Mapping[str, Any], alpha: float, bootstrap_iters: int = 0, **chosen: Any) -> Any:
         """lm-eval's results at one strength."""
-        self._handle.alpha = alpha
+        self._alpha = alpha
         chosen |= {"bootstrap_iters": bootstrap_iters, "fewshot_as_multiturn": chosen["apply_chat_template"]}
-        with _seeded():
+        with _seeded(), evaluating(self._scorer.model):
             return _imported("lm_eval.evaluator").evaluate(self, loaded, log_samples=False, **chosen)
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        return super().loglikelihood(requests, disable_tqdm=not self._shows)  # type: ignore[misc]
+        return super().loglikelihood(requests, disable_tqdm=not self._scorer.progress)  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        return super().loglikelihood_rolling(requests, disable_tqdm=not self._shows)  # type: ignore[misc]
+        """All windows at once."""
+        before, self.batch_size_per_gpu = self.batch_size_per_gpu, sys.maxsize
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=not self._scorer.progress)  # type: ignore[misc]
+        finally:
+            self.batch_size_per_gpu = before
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        return super().generate_until(requests, disable_tqdm=not self._shows)  # type: ignore[misc]
+        with self._scorer.steered(self._edit) as handle:
+            assert handle is not None
+            handle.alpha = self._alpha
+            return super().generate_until(requests, disable_tqdm=not self._scorer.progress)  # type: ignore[misc]
 
     def _model_generate(self, context: Any, **chosen: Any) -> Any:
         """Without the model's own limit of new tokens, which would go before the task's."""
@@ -335,39 +344,16 @@ class Harnessed:
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         """log P(continuation | context), and whether it is what the model would write greedily, of every request."""
-        asked: dict[Row, list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
-            asked.setdefault(Row.of(context, continuation, self.max_length), []).append(number)
+        answers = [answer_of(context, continuation, self.max_length) for _, context, continuation in requests]
         if lost := sum(len(before) + len(after) > self.max_length + 1 for _, before, after in requests):
             what = f"{lost} contexts are too long for {self.max_length} tokens, and lost their first ones"
             warnings.warn(what, stacklevel=2)
-        rows, answers = sorted(asked, key=lambda row: len(row.ids)), {}
-        for first in tqdm(range(0, len(rows), self.batch_size), "scoring", disable=not self._shows):
-            batch = rows[first : first + self.batch_size]
-            for row, likelihoods in zip(batch, _log_probabilities(self._handle, batch), strict=True):
-                for number in asked[row]:
-                    answers[number] = _answer(likelihoods, requests[number][2])
-        return [answers[number] for number in range(len(requests))]
-
-
-@torch.no_grad()
-def _log_probabilities(handle: Steering, rows: Sequence[Row]) -> Iterator[Tensor]:
-    """For every row (tokens of the continuation, vocabulary), in float32."""
-    model, starts = handle.model, torch.tensor([row.start for row in rows])
-    batch = pad([row.ids for row in rows], device=device_of(model))
-    width = batch["input_ids"].shape[1]
-    handle.prompt_length = starts
-    knows = "logits_to_keep" in inspect.signature(type(model).forward).parameters
-    kept = {"logits_to_keep": width + 1 - int(starts.min())} if knows else {}
-    logits = model(**batch, use_cache=False, **kept).logits
-    first = width - logits.shape[1]
-    for row, each in zip(rows, logits, strict=True):
-        yield each[row.start - 1 - first : len(row.ids) - first].float().log_softmax(-1)
-
-
-def _answer(likelihoods: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
-    ids = torch.tensor(continuation, device=likelihoods.device)
-    return float(likelihoods.gather(1, ids[:, None]).sum()), bool((likelihoods.argmax(1) == ids).all())
+        if new := [answer for answer in dict.fromkeys(answers) if answer not in self._known]:
+            log_p, greedy = self._scorer.log_likelihoods(new, self._edit, self._strengths)
+            self._known.update(zip(new, zip(log_p.T, greedy.T, strict=True), strict=True))
+        at = self._strengths.index(self._alpha)
+        known = [self._known[answer] for answer in answers]
+        return [(float(log_p[at]), bool(greedy[at])) for log_p, greedy in known]
 
 
 # lm-eval

@@ -1,42 +1,333 @@
-"""Scoring: the log-likelihoods that a model gives to the options of items."""
+"""Scoring: how likely a model finds answers, and what it writes, at every strength of an edit.
+
+The one way in which anything is measured: the sweep, the trade-off, the texts written and lm-eval's tasks all come of a
+`Scorer`. `TransformersScorer` is the one for models of transformers, and measures besides what an edit costs.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from repe.data.items import Item
-from repe.models.blocks import device_of, find_stack, is_encoder_decoder
-from repe.models.chats import cue
-from repe.models.tokens import Text, encode, pad
-from repe.models.tracking import trackers_of
-from repe.reading.capture import evaluating
+from repe.measuring.answers import Answer, answers_of
+from repe.measuring.fanout import BATCH_TOKENS, Fanout, grow, why_padded
+from repe.measuring.record import Record, missing, name_of
+from repe.models.blocks import find_stack, is_encoder_decoder
+from repe.models.generate import generate
+from repe.models.tokens import Text, encode
+from repe.reading.capture import evaluating, recording
+from repe.reading.trees import Batch, Tree, in_trees, pays
+from repe.steering.edit import Edit
+from repe.steering.handle import Steering
+from repe.steering.scope import Scope, check_inside
+from repe.steering.steer import steer
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EncodedItem:
-    """The token ids of an item's prompt, and of each of its options."""
+class Likelihoods(NamedTuple):
+    """Of answers: log P behind their prompts in nats, summed over their tokens, and whether greedy decoding would write
+    them; both (alphas, answers)."""
 
-    prompt: list[int]
-    options: list[list[int]]
+    log_p: Tensor
+    greedy: Tensor
 
 
-def encode_items(tokenizer: Any, items: Iterable[Item]) -> list[EncodedItem]:
-    """Items as token ids; an option's tokens follow the prompt's as they are. Raises ValueError if it has none.
+class Scorer(Protocol):
+    """What measures a model under an edit, at every strength; None for no edit."""
 
-    Behind a chat written as a plain transcript, for want of a template, an option stands after a space.
+    def log_likelihoods(self, answers: Sequence[Answer], edit: Edit | None, alphas: Sequence[float]) -> Likelihoods:
+        """How likely the model finds answers, each of one token at least."""
+
+    def write(
+        self, prompts: Sequence[Text], edit: Edit | None, alphas: Sequence[float], *, max_new_tokens: int
+    ) -> list[list[str]]:
+        """What the model writes after prompts, greedily: the likeliest token each time. One row a strength."""
+
+
+# from logits: the one place where probabilities are computed
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """log P of every token of the vocabulary, the last dimension, in nats; in float32 where `logits` are rougher."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log P of `tokens` (...,), each at its logits (..., vocabulary), in nats.
+
+    Example:
+        >>> log_probability(torch.zeros(4), torch.tensor(2)).exp()
+        tensor(0.2500)
     """
-    return [
-        EncodedItem(
-            encode(tokenizer, item.prompt), [_option(tokenizer, option, item.prompt) for option in item.options]
-        )
-        for item in items
-    ]
+    return log_probabilities(logits).gather(-1, tokens[..., None])[..., 0]
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of log-probabilities (..., vocabulary), in nats; NaN where either is."""
+    return torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
+
+
+# what is taken of a batch
+
+
+class AnswerFanout(Fanout):
+    """Of answers: log P, and whether it is greedy."""
+
+    kind, values = "log-likelihood", 2
+
+    @staticmethod
+    def numbers(answer: Answer) -> int:
+        return 1
+
+    def at(self, batch: Batch, alphas: Tensor) -> Sequence[Tensor]:
+        answers = [self.answers[text] for text in batch.texts]
+        ends = [slots[answer.begins - 1 :] for answer, slots in zip(answers, batch.slots, strict=True)]
+        owner = torch.arange(len(ends)).repeat_interleave(torch.tensor([len(end) for end in ends]))
+        wanted, place = torch.cat(ends).unique(return_inverse=True)
+        nodes, node = torch.stack([torch.tensor(batch.rows)[owner], place]).unique(dim=1, return_inverse=True)
+        tokens = torch.tensor([token for answer in answers for token in answer.ids[answer.begins :]])
+        log_p, missed = torch.zeros(2, len(alphas), len(answers))
+        for chunk, logits in self.logits(batch, alphas, wanted, self.begin(batch)):
+            rows, places, n, t = (index.to(logits.device) for index in (*nodes, node, tokens))
+            at = logits[rows, :, places]
+            log_p[chunk].index_add_(1, owner, log_probabilities(at)[n, :, t].T.float().cpu())
+            missed[chunk].index_add_(1, owner, 1 - _are_greedy(at, n, t).T.float().cpu())
+        return torch.stack([log_p, (missed == 0).float()])[..., None].unbind(2)
+
+
+def _are_greedy(logits: Tensor, node: Tensor, tokens: Tensor) -> Tensor:
+    """(tokens, strengths), whether each token is the likeliest at its node of (nodes, strengths, vocabulary)."""
+    if logits.dtype in (torch.float32, torch.float64):
+        return logits[node, :, tokens] == logits.amax(-1)[node]  # several times as quick
+    return logits.argmax(-1)[node] == tokens[:, None]  # several are likeliest by rounding, and the first is written
+
+
+class TokenFanout(Fanout):
+    """Of every token but the first: log P, KL(unsteered || steered), and the norm of the change of the last block's
+    output."""
+
+    kind, values = "costs", 3
+
+    @staticmethod
+    def numbers(answer: Answer) -> int:
+        return len(answer.ids) - 1
+
+    def at(self, batch: Batch, alphas: Tensor) -> Sequence[Tensor]:
+        outset = self.begin(batch)
+        ((_, plain, hidden),) = self._states(batch, torch.zeros(1), outset)
+        found = [torch.empty(3, len(alphas), len(slots)) for slots in batch.slots]
+        for chunk, logits, state in self._states(batch, alphas, outset):
+            for kept, text, row, slots in zip(found, batch.texts, batch.rows, batch.slots, strict=True):
+                before = log_probabilities(plain[row][:, slots].double())
+                steered = log_probabilities(logits[row][:, slots].double())
+                targets = torch.tensor(self.answers[text].ids[1:], device=steered.device)
+                kept[0, chunk] = steered[:, torch.arange(len(slots)), targets].float().cpu()
+                kept[1, chunk] = divergence(before, steered).float().cpu()
+                kept[2, chunk] = (state[row][:, slots] - hidden[row][:, slots]).float().norm(dim=-1).cpu()
+        return found
+
+    def _states(self, batch: Batch, alphas: Tensor, outset: Any) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Slices of the strengths, and their logits and last hidden states, (rows, alphas, columns, ...)."""
+        with recording([self.stack.blocks[-1]], lambda hidden: hidden.clone()) as records:
+            for chunk, logits in self.logits(batch, alphas, torch.arange(batch.width), outset):
+                yield chunk, logits, rearrange(records[0], "(rows alphas) n d -> rows alphas n d", rows=batch.height)
+
+
+class TransformersScorer:
+    """A scorer of models of transformers: many strengths a batch, with all that texts share computed once.
+
+    What the user has attached to the model applies too. Afterwards the model is as it was.
+
+    Args:
+        model, tokenizer: neither is changed.
+        blocks_at: the dotted path of the list of blocks, where it cannot be found.
+        batch_tokens: tokens a forward that scores, at most: what bounds the memory. It holds one text at least.
+        batch_size: texts that are written at a time, of whatever strengths.
+        resume: a file that keeps what is measured: see `repe.measuring.record`.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: the model does not predict every token from those before it alone, or `resume` holds something else.
+
+    Example:
+        >>> scorer = TransformersScorer(model, tokenizer)
+        >>> scorer.log_likelihoods([Answer((1, 5, 6), begins=2)], Edit.of(vector), [-1.0, 0.0, 1.0]).log_p.shape
+        torch.Size([3, 1])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        blocks_at: str | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        batch_size: int = 32,
+        resume: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> None:
+        check_causal(model, blocks_at)
+        self.model, self.tokenizer, self.blocks_at = model, tokenizer, blocks_at
+        self.batch_tokens, self.batch_size = batch_tokens, batch_size
+        self.record = Record() if resume is None else Record.open(resume, model, blocks_at)
+        self.progress = progress
+        self._grown: tuple[Any, tuple[list[Tree], list[Tensor]]] = (None, ([], []))
+
+    def log_likelihoods(self, answers: Sequence[Answer], edit: Edit | None, alphas: Sequence[float]) -> Likelihoods:
+        """Of answers, each of one token at least.
+
+        Raises:
+            ValueError: an answer of no tokens, an edit whose scope is a mask, or what `repe.steer` raises.
+            IndexError: the scope names a position before the start of a prompt.
+            OverflowError: at some strengths logits are not finite.
+
+        Warns:
+            UserWarning: trees of shared prefixes came out wrong for this model; padded rows were run instead.
+        """
+        if any(answer.begins == len(answer.ids) for answer in answers):
+            raise ValueError("an answer of no tokens has no probability: give answers of one token at least")
+        log_p, greedy = torch.cat(self._filled(AnswerFanout, answers, edit, alphas), dim=-1)
+        return Likelihoods(log_p, greedy > 0)
+
+    def costs(self, texts: Sequence[Answer], edit: Edit, alphas: Sequence[float]) -> list[Tensor]:
+        """For every text (3, alphas, tokens) of all tokens but the first: log P in nats, KL(unsteered || steered) in
+        nats, and the norm of the change of the last block's output. Raises and warns as `log_likelihoods` does."""
+        return self._filled(TokenFanout, texts, edit, alphas)
+
+    def write(
+        self, prompts: Sequence[Text], edit: Edit | None, alphas: Sequence[float], *, max_new_tokens: int
+    ) -> list[list[str]]:
+        """What the model writes, greedily, whatever its own generation config says of sampling and beams.
+
+        Raises:
+            ValueError: as `log_likelihoods` raises it, or a prompt of no tokens.
+        """
+        lengths = [len(encode(self.tokenizer, prompt)) for prompt in prompts]
+        names = self.names_of(prompts, max_new_tokens)
+        known = self.record.known("text", edit, names, lambda _, value: isinstance(value, str))
+        texts = [dict(values) for values in known]
+        order = sorted(range(len(prompts)), key=lambda i: lengths[i])
+        places = [(i, alpha) for i in order for alpha in alphas if alpha not in texts[i]]
+        if places:
+            greedily = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
+            starts = range(0, len(places), self.batch_size)
+            with self.steered(edit) as handle:
+                for start in tqdm(starts, "writing", unit="batch", disable=not self.progress):
+                    batch = places[start : start + self.batch_size]
+                    if handle is not None:
+                        handle.alpha = [alpha for _, alpha in batch]
+                    written = generate(self.model, self.tokenizer, [prompts[i] for i, _ in batch], **greedily)
+                    for (i, alpha), text in zip(batch, written, strict=True):
+                        texts[i][alpha] = text
+                    self.record.add("text", edit, [(names[i], [a], [texts[i][a]]) for i, a in batch])
+        return [[texts[i][alpha] for i in range(len(prompts))] for alpha in alphas]
+
+    def names_of(self, prompts: Sequence[Text], max_new_tokens: int) -> list[str]:
+        """What texts written after prompts are called in a record."""
+        config = getattr(self.model, "generation_config", None)
+        how = {"longest": max_new_tokens, "config": {} if config is None else config.to_dict()}
+        return [name_of([encode(self.tokenizer, prompt), how]) for prompt in prompts]
+
+    # what is known already, and what is run
+
+    @torch.inference_mode(False)
+    def _filled(
+        self,
+        kind: type[Fanout],
+        answers: Sequence[Answer],
+        edit: Edit | None,
+        alphas: Sequence[float],
+    ) -> list[Tensor]:
+        """(values, alphas, numbers) of every answer."""
+        strengths = [0.0] if edit is None else [*alphas]
+        names = [name_of([answer.ids, answer.begins]) for answer in answers]
+        found = [torch.empty(kind.values, len(strengths), kind.numbers(answer)) for answer in answers]
+        known = self.record.known(kind.kind, edit, names, lambda i, value: _fits(value, found[i][:, 0].shape))
+        for table, values in zip(found, known, strict=True):
+            for column in (column for column, alpha in enumerate(strengths) if alpha in values):
+                table[:, column] = torch.tensor(values[strengths[column]])
+        for lacking, numbers in missing(known, strengths).items():
+            columns = [strengths.index(alpha) for alpha in lacking]
+            bar = tqdm(desc="scoring", total=len(numbers), unit="text", disable=not self.progress)
+            with bar, self._fanned(kind, [answers[i] for i in numbers], edit, lacking) as (fan, trees):
+                for batch, results in fan.run(trees):
+                    _check_finite(results, lacking)
+                    measured = {numbers[text]: result for text, result in zip(batch.texts, results, strict=True)}
+                    for i, result in measured.items():
+                        found[i][:, columns] = result
+                    rows = ((names[i], lacking, result.transpose(0, 1).tolist()) for i, result in measured.items())
+                    self.record.add(kind.kind, edit, rows)
+                    bar.update(len(measured))
+        return found if edit is not None else [table.expand(-1, len(alphas), -1) for table in found]
+
+    @contextmanager
+    def _fanned(
+        self,
+        kind: type[Fanout],
+        answers: Sequence[Answer],
+        edit: Edit | None,
+        alphas: Sequence[float],
+    ) -> Iterator[tuple[Fanout, list[Batch]]]:
+        """What is to be run, and the trees to run it on."""
+        stack = find_stack(self.model, "decoder" if edit is None else edit.stack, self.blocks_at)
+        why_not = why_padded(self.model, stack, edit)
+        scope = "all" if edit is None else edit.scope
+        if isinstance(scope, tuple):
+            check_inside(scope, min(answer.begins for answer in answers))
+        trees, edited = ([], []) if why_not else self._trees(answers, scope, stack.d_model)
+        with self.steered(edit) as handle:
+            fan = kind(self.model, stack, handle, answers, torch.tensor(alphas), self.batch_tokens, edited)
+            batches = in_trees(trees, stack.module, fan.fits)
+            if trees and edit is None and not pays(batches, fan.rows, stack.d_model):
+                batches, why_not = [], "they share too few of their tokens"
+            way = f"in padded rows: {why_not}" if why_not else f"in {len(trees)} trees, past {len(fan.passed)} blocks"
+            log.info("%d texts at %d strengths %s", len(answers), len(alphas), way)
+            yield fan, batches
+
+    def _trees(self, answers: Sequence[Answer], scope: Scope, d_model: int) -> tuple[list[Tree], list[Tensor]]:
+        """Those of the latest answers are kept: they are asked for again with every edit."""
+        asked = answers, scope
+        if asked != self._grown[0]:
+            self._grown = asked, grow(answers, scope, d_model, self.batch_tokens)
+        return self._grown[1]
+
+    @contextmanager
+    def steered(self, edit: Edit | None) -> Iterator[Steering | None]:
+        """The model as it is measured, with a handle of the edit."""
+        if edit is not None and isinstance(edit.scope, Tensor):
+            raise ValueError("a mask of one batch is no scope for many: name the scope, as in scope='answer'")
+        handle = None if edit is None else steer(self.model, edit, 0.0, blocks_at=self.blocks_at)
+        with handle or nullcontext(), evaluating(self.model), torch.inference_mode(False), torch.no_grad():
+            yield handle
+
+
+def _fits(value: Any, shape: Sequence[int]) -> bool:
+    """Whether plain data are finite numbers of a shape."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return False
+    return array.shape == tuple(shape) and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
+
+
+def _check_finite(results: Sequence[Tensor], alphas: Sequence[float]) -> None:
+    finite = torch.cat([*results], dim=-1).isfinite().all(-1).all(0)
+    if wild := [alpha for alpha, is_finite in zip(alphas, finite.tolist(), strict=True) if not is_finite]:
+        raise OverflowError(f"non-finite logits at the strengths {wild}: leave them out")
+
+
+# for functions that take a model
 
 
 def log_likelihoods(
@@ -44,52 +335,45 @@ def log_likelihoods(
     tokenizer: Any,
     items: Sequence[Item],
     *,
-    steering: Iterable[Any] | None = None,
     blocks_at: str | None = None,
-    batch_size: int = 64,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[Tensor]:
-    """log P(option | prompt), summed over the option's tokens: for every item a float32 tensor (options,).
+    """log P(option | prompt) of the model as it is, steered or not: for every item a float32 tensor (options,).
 
     Args:
-        model, tokenizer: neither is changed.
+        model, tokenizer: neither is changed. Handles on the model are told where the prompts end, as scopes need.
         items: prompts and options; an option's tokens follow the prompt's as they are.
-        steering: handles that are told where the prompts end, as some scopes need; all that are attached by default.
-        blocks_at: the dotted path of the list of blocks, where it cannot be found.
-        batch_size: texts a forward pass.
+        blocks_at, batch_tokens: as in `TransformersScorer`.
 
     Raises:
         ValueError: an option of no tokens, or a model that does not predict every token from those before it alone.
+        OverflowError: logits that are not finite.
+
+    Example:
+        >>> log_likelihoods(model, tokenizer, [Item("one and one is", (" two", " three"))])
     """
-    check_causal(model, blocks_at)
-    return score_encoded(model, encode_items(tokenizer, items), steering=steering, batch_size=batch_size)
+    scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)
+    found = scorer.log_likelihoods(answers_of(tokenizer, items), None, [0.0]).log_p[0]
+    return list(found.split([len(item.options) for item in items]))
 
 
-def score_encoded(
-    model: nn.Module, items: Sequence[EncodedItem], *, steering: Iterable[Any] | None = None, batch_size: int = 64
-) -> list[Tensor]:
-    """`log_likelihoods` of items that are token ids already, as when they are scored again and again.
+def strengths_of(alphas: Any) -> list[float]:
+    """Strengths in ascending order, each once as float32 tells them apart, of whatever holds them in a row.
 
-    `check_causal` says whether the model has any.
+    Raises:
+        ValueError: there are none, or something among them is not a finite number.
     """
-    texts = [(item.prompt, option) for item in items for option in item.options]
-    scores = torch.empty(len(texts))
-    order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
-    handles = _attached(model) if steering is None else list(steering)
-    before = [handle.prompt_length for handle in handles]
+    values = alphas.tolist() if hasattr(alphas, "tolist") else alphas
     try:
-        with evaluating(model), torch.no_grad():
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                scores[chosen] = _score(model, [texts[i] for i in chosen], handles)
-    finally:
-        for handle, length in zip(handles, before, strict=True):
-            handle.prompt_length = length
-    return list(scores.split([len(item.options) for item in items]))
-
-
-def _attached(model: nn.Module) -> list[Any]:
-    """The handles on a model."""
-    return [user for tracker in trackers_of(model) for user in tracker.users if hasattr(user, "prompt_length")]
+        numbers = torch.tensor([*values], dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"alphas are numbers in a row, such as [-1, 0, 1]; got {alphas!r:.200}") from error
+    if numbers.ndim != 1:
+        raise ValueError(f"alphas are numbers in a row, such as [-1, 0, 1]; got {alphas!r:.200}")
+    if not len(numbers) or not numbers.float().isfinite().all():
+        raise ValueError(f"alphas are at least one finite number, got {alphas!r:.200}")
+    told_apart = {float(number.float()): float(number) + 0.0 for number in reversed(numbers)}  # -0 is 0
+    return [told_apart[number] for number in sorted(told_apart)]
 
 
 def check_causal(model: nn.Module, blocks_at: str | None = None) -> None:
@@ -103,37 +387,3 @@ def check_causal(model: nn.Module, blocks_at: str | None = None) -> None:
     parts: list[Any] = [m for m in model.modules() if hasattr(m, "get_output_embeddings")]
     if parts and all(part.get_output_embeddings() is None for part in parts):
         raise ValueError(f"{kind} has no language-model head: {need}")
-
-
-def _option(tokenizer: Any, option: str, prompt: Text) -> list[int]:
-    before = "" if isinstance(prompt, str) else cue(tokenizer, prompt)
-    text = before + " " * (before != "" and option[:1].strip() != "") + option
-    known, ids = (tokenizer(t, add_special_tokens=False)["input_ids"] if t else [] for t in (before, text))
-    if len(ids) <= len(known):
-        raise ValueError(f"the option {option!r} has no tokens, so it has no probability")
-    return list(ids[len(known) :])
-
-
-def _score(model: nn.Module, texts: Sequence[tuple[list[int], list[int]]], handles: Sequence[Any]) -> Tensor:
-    batch = pad([prompt + option for prompt, option in texts], device=device_of(model))
-    ends = torch.tensor([len(prompt) for prompt, _ in texts])
-    for handle in handles:
-        handle.prompt_length = ends
-    width = batch["input_ids"].shape[1]
-    needed = width + 1 - int(ends.min())
-    logits = model(**batch, use_cache=False, **_only_last(model, needed)).logits
-    first = width - logits.shape[1]
-    slots, ids = torch.arange(first + 1, width), batch["input_ids"].to(logits.device)
-    lengths = batch["attention_mask"].sum(1).cpu()
-    rows, columns = ((slots >= ends[:, None]) & (slots < lengths[:, None])).nonzero(as_tuple=True)
-    rows, columns = rows.to(logits.device), columns.to(logits.device)
-    gained = -torch.nn.functional.cross_entropy(
-        logits[rows, columns].float(), ids[rows, columns + first + 1], reduction="none"
-    )
-    return torch.zeros(len(texts)).index_add(0, rows.cpu(), gained.cpu())
-
-
-def _only_last(model: nn.Module, count: int) -> dict[str, int]:
-    """What keeps a head from being run on all but the last `count` positions, where the model knows how."""
-    knows = "logits_to_keep" in inspect.signature(type(model).forward).parameters
-    return {"logits_to_keep": count} if knows else {}

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from repe.data.catalogue import concept_of, find_task, has
 from repe.data.items import Item, load_items, load_texts
-from repe.measuring.costs import costs
+from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
-from repe.measuring.scoring import log_likelihoods
-from repe.measuring.sweep import BATCH_TOKENS, scores_of, strengths_of, sweeps
+from repe.measuring.fanout import BATCH_TOKENS
+from repe.measuring.scoring import Scorer, TransformersScorer, strengths_of
+from repe.measuring.sweep import Exam
+from repe.models.blocks import find_stack
 from repe.models.fingerprint import fingerprint
 from repe.models.load import home_of
 from repe.models.tokens import Text
 from repe.reading.extract import name_of
-from repe.reading.store import resolve
 from repe.reading.vector import ConceptVector
-from repe.steering.handle import Steering
-from repe.steering.steer import steer
+from repe.steering.edit import Edit, EditOptions, spells_options
+from repe.steering.steer import edit_of
 
 ALPHAS = tuple(float(a) for a in np.linspace(-4, 4, 33))
 CONTROLS = 20
+PROVENANCE = ("reader", "pairs", "held_out_pairs", "pairs_digest")  # of the vector, what a curve keeps
 
 Task = str | os.PathLike[str] | Sequence[Item]
 
 
+@spells_options
 def tradeoff(
     model: nn.Module,
     tokenizer: Any,
@@ -47,10 +51,11 @@ def tradeoff(
     baseline: Mapping[str, str] | bool = True,
     batch_tokens: int = BATCH_TOKENS,
     resume: str | os.PathLike[str] | None = None,
+    blocks_at: str | None = None,
     progress: bool = False,
-    **how: Any,
+    **options: Unpack[EditOptions],
 ) -> TradeoffCurve:
-    """Measures what steering along a concept gains in behaviour and costs in helpfulness, over the strength.
+    """Measure what steering along a concept gains in behaviour and costs in helpfulness, over the strength.
 
     Args:
         model, tokenizer: neither is changed.
@@ -64,46 +69,64 @@ def tradeoff(
             along a vector, and with helpfulness measured here. Others have no such control.
         baseline: system prompts by name, to compare with; True for those of the concept, where it has them and all
             items are chats.
-        batch_tokens, resume, progress: as in `repe.measuring.sweep.sweep`.
-        how: for `repe.steer`, such as `blocks`, `edit` and `scope`: where scope="answer" edits from the last prompt
-            token on, and the default everywhere.
+        batch_tokens, resume, blocks_at, progress, options: as in `repe.measuring.sweep`.
 
     Returns:
         The curve: `.fits`, `.best()`, `.plot()`, `.save(path)`.
 
     Raises:
-        ValueError: a task is not known or malformed; or what `repe.steer` and `repe.measuring.sweep.sweep` raise.
+        ValueError: a task is not known or malformed; or what `repe.measuring.sweep` raises.
+
+    Example:
+        >>> curve = repe.tradeoff(model, tokenizer, "honesty", [-1, -0.5, 0, 0.5, 1], controls=5)
+        >>> print(curve.best())
 
     Sources: Wolf et al. (arXiv 2401.16332); the control, and a strength chosen on one half of the items and reported on
     the other, as in AxBench (Wu et al., arXiv 2501.17148).
     """
-    vector = resolve(model, concept, tokenizer, blocks_at=how.get("blocks_at")) if isinstance(concept, str) else concept
-    strengths = strengths_of([0.0, *strengths_of(alphas).tolist()])
-    tasks = {"alignment": items_of(vector.concept if alignment is None else alignment, model)}
+    strengths = strengths_of([0.0, *strengths_of(alphas)])
+    edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
+    placement = edit.on(find_stack(model, edit.stack, blocks_at))
+    tasks = {"alignment": items_of(edit.name if alignment is None else alignment, model)}
     if not isinstance(helpfulness, Scores):
         tasks["helpfulness"] = items_of(helpfulness, model)
     elif len(helpfulness.log_likelihoods) != len(strengths):
         raise ValueError(
-            f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are "
-            f"{strengths.tolist()}, 0 among them"
+            f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are {strengths}, 0 "
+            "among them"
         )
-    texts, prompts = texts_of(neutral, model), _prompts(baseline, vector.concept, model, tasks)
-    with steer(model, vector, 0.0, tokenizer=tokenizer, **how) as handle, warnings.catch_warnings(action="ignore"):
-        handle.remove()  # it was put on to be asked where and how it edits
-    others = _others(vector, handle, controls, tasks)
-    settings = {"batch_tokens": batch_tokens, "progress": progress, **how}
-    spent = costs(model, tokenizer, vector, texts, strengths, **settings) if texts else Costs()
-    rows = sweeps(model, tokenizer, vector, others, tasks, strengths, resume=resume, **settings)
-    measured = rows[0] if not isinstance(helpfulness, Scores) else {**rows[0], "helpfulness": helpfulness}
+    texts, prompts = texts_of(neutral, model), _prompts(baseline, edit.name, model, tasks)
+    randoms = _randoms(edit, controls, tasks)
+    scorer = TransformersScorer(
+        model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens, resume=resume, progress=progress
+    )
+    exam = Exam(tokenizer, tasks)
+    spent = costs_at(scorer, plain_texts(tokenizer, texts, edit), edit, strengths) if texts else Costs()
+    measured = exam.scores(scorer, edit, strengths)
+    if isinstance(helpfulness, Scores):
+        measured["helpfulness"] = helpfulness
+    drawn = tqdm(randoms, "random directions", unit="direction", disable=not (progress and randoms))
     return TradeoffCurve(
-        concept=vector.concept,
-        alphas=strengths.numpy(),
-        alignment=_named(measured["alignment"], alignment, vector.concept),
+        concept=edit.name,
+        alphas=np.array(strengths),
+        alignment=_named(measured["alignment"], alignment, edit.name),
         helpfulness=_named(measured["helpfulness"], helpfulness, "helpfulness"),
         costs=spent,
-        control=_control(rows[1:]),
-        baseline=_baseline(model, tokenizer, prompts, tasks),
-        provenance=_provenance(model, vector, handle, prompts, len(others)),
+        control=_control([exam.scores(scorer, edit.along(random), strengths) for random in drawn]),
+        baseline=_baseline(scorer, tokenizer, prompts, tasks),
+        provenance={
+            "model": name_of(model),
+            "fingerprint": fingerprint(model),
+            "vector": {key: edit.vectors[0].provenance.get(key) for key in PROVENANCE} if edit.vectors else {},
+            "edit": edit.kind,
+            "unit": edit.unit,
+            "site": edit.site,
+            "blocks": list(placement.blocks),
+            "scope": repr(edit.scope),
+            "baseline": dict(prompts),
+            "controls": len(randoms),
+            "date": datetime.now(UTC).date().isoformat(),
+        },
     )
 
 
@@ -126,23 +149,25 @@ def _named(scores: Scores, task: Any, otherwise: str) -> Scores:
 # the control: random directions in the concept's place
 
 
-def _others(
-    vector: ConceptVector, handle: Steering, controls: int | None, tasks: Mapping[str, Sequence[Item]]
-) -> list[ConceptVector]:
+def _randoms(edit: Edit, controls: int | None, tasks: Mapping[str, Sequence[Item]]) -> list[ConceptVector]:
     """Random vectors of the concept's lengths.
 
     Raises:
         ValueError: there cannot be any, and some were asked for.
     """
     why_not = ""
-    if not handle.edit.has_length:
-        why_not = f"the edit {handle.edit.kind!r} has no length that a random direction could share"
+    if not edit.has_length:
+        why_not = f"the edit {edit.kind!r} has no length that a random direction could share"
+    elif len(edit.vectors) != 1:
+        why_not = f"the edit has {len(edit.vectors)} vectors, and a random direction stands for one"
     elif "helpfulness" not in tasks:
         why_not = "`helpfulness` was measured elsewhere, where they were not steered along"
     if controls is not None and (controls < 0 or (controls and why_not)):
         raise ValueError(f"controls={controls}: {why_not or 'a number of random directions, 0 or more'}")
-    count = CONTROLS if controls is None else controls
-    drawn = [] if why_not else [ConceptVector.random(vector, seed) for seed in range(count)]
+    if why_not:
+        return []
+    (vector,) = edit.vectors
+    drawn = [ConceptVector.random(vector, seed) for seed in range(CONTROLS if controls is None else controls)]
     return [replace(random, sigma=vector.sigma, norm=vector.norm) for random in drawn]
 
 
@@ -186,16 +211,17 @@ def _prompts(
 
 
 def _baseline(
-    model: nn.Module, tokenizer: Any, prompts: Mapping[str, str], tasks: Mapping[str, Sequence[Item]]
+    scorer: Scorer, tokenizer: Any, prompts: Mapping[str, str], tasks: Mapping[str, Sequence[Item]]
 ) -> Baseline | None:
     """The unsteered model's scores under each system prompt."""
     if not prompts:
         return None
-    rows = {
-        name: [log_likelihoods(model, tokenizer, [_asked(i, prompt) for i in items]) for prompt in prompts.values()]
-        for name, items in tasks.items()
-    }
-    scores = {name: scores_of(name, tasks[name], rows[name]) for name in tasks}
+    exams = [
+        Exam(tokenizer, {name: [_asked(item, prompt) for item in items] for name, items in tasks.items()})
+        for prompt in prompts.values()
+    ]
+    found = [scorer.log_likelihoods(exam.answers, None, [0.0]).log_p for exam in exams]
+    scores = exams[0].table(torch.cat(found))
     return Baseline(tuple(prompts), scores["alignment"], scores["helpfulness"])
 
 
@@ -204,21 +230,3 @@ def _asked(item: Item, prompt: str) -> Item:
     chat = [dict(message) for message in item.prompt if not isinstance(message, str)]
     own = chat.pop(0)["content"] if chat[0]["role"] == "system" else ""
     return replace(item, prompt=({"role": "system", "content": f"{prompt} {own}".strip()}, *chat))
-
-
-def _provenance(
-    model: nn.Module, vector: ConceptVector, handle: Steering, prompts: Mapping[str, str], controls: int
-) -> dict[str, Any]:
-    return {
-        "model": name_of(model),
-        "fingerprint": fingerprint(model),
-        "vector": {key: vector.provenance.get(key) for key in ("reader", "pairs", "held_out_pairs", "pairs_digest")},
-        "edit": handle.edit.kind,
-        "unit": handle.edit.unit,
-        "site": handle.site,
-        "blocks": list(handle.blocks),
-        "scope": repr(handle.scope),
-        "baseline": dict(prompts),
-        "controls": controls,
-        "date": datetime.now(UTC).date().isoformat(),
-    }

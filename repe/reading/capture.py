@@ -262,7 +262,7 @@ class Reading(Measurement[Tensor]):
             encoded = batch.inputs()
             return {**encoded, "decoder_input_ids": encoded["input_ids"].new_full((batch.height, 1), self.begin)}
 
-        return replace(batch, slots=[torch.arange(1)] * batch.height, inputs=inputs)
+        return replace(batch, slots=[torch.arange(1)] * len(batch.texts), inputs=inputs)
 
 
 def _start_token(model: nn.Module) -> int:

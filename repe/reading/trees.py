@@ -13,7 +13,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, groupby
 from typing import Any, Generic, TypeVar
 
@@ -287,26 +286,40 @@ def _of_trees(trees: Sequence[Tree], module: nn.Module) -> Batch:
     )
 
 
-def in_rows(rows: Sequence[Sequence[int]], texts: Iterable[int], module: nn.Module, fits: Fits) -> list[Batch]:
-    """Batches with a text in every row, from the short to the long.
+def in_rows(
+    rows: Sequence[Sequence[int]],
+    texts: Iterable[int],
+    module: nn.Module,
+    fits: Fits,
+    beside: Sequence[Hashable] | None = None,
+) -> list[Batch]:
+    """Batches with texts in padded rows, from the short to the long.
 
-    Texts that would be rotated otherwise beside a longer one stay among those of their own length.
+    Texts share a row that are the same, and of which the same stands `beside`. Those that would be rotated otherwise
+    beside a longer one stay among those of their own length.
     """
+    alike: dict[Hashable, list[int]] = {}
+    for text in texts:
+        alike.setdefault((tuple(rows[text]), beside and beside[text]), []).append(text)
     turn = turning_point(getattr(module, "config", None)) or max(map(len, rows))
-    order = sorted(texts, key=lambda text: len(rows[text]))
-    alike = groupby(order, lambda text: max(turn, len(rows[text])))
+    order = sorted(alike.values(), key=lambda same: len(rows[same[0]]))
     return [
-        Batch(
-            chosen,
-            range(len(chosen)),
-            [torch.arange(len(rows[text])) for text in chosen],
-            len(chosen),
-            len(rows[chosen[-1]]),
-            partial(pad, [rows[text] for text in chosen], device=device_of(module)),
-        )
-        for _, group in alike
-        for chosen in _together(group, lambda text: len(rows[text]), fits)
+        _of_rows(rows, chosen, module)
+        for _, group in groupby(order, lambda same: max(turn, len(rows[same[0]])))
+        for chosen in _together(group, lambda same: len(rows[same[0]]), fits)
     ]
+
+
+def _of_rows(rows: Sequence[Sequence[int]], chosen: Sequence[Sequence[int]], module: nn.Module) -> Batch:
+    texts = [text for same in chosen for text in same]
+    return Batch(
+        texts,
+        [row for row, same in enumerate(chosen) for _ in same],
+        [torch.arange(len(rows[text])) for text in texts],
+        len(chosen),
+        max(len(rows[text]) for text in texts),
+        lambda: pad([rows[same[0]] for same in chosen], device=device_of(module)),
+    )
 
 
 def _together(parts: Iterable[Part], width: Callable[[Part], int], fits: Fits) -> Iterator[list[Part]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, LogitsProcessor
 
-from repe.measuring.scoring import check_causal
+from repe.measuring.scoring import check_causal, divergence, log_probabilities
 from repe.models.blocks import find_stack
 from repe.models.generate import Halt, Pieces
 from repe.models.tokens import Text, encode, pad
@@ -218,7 +218,7 @@ class Line:
                 torch.cat([side.scores, scores[None, self.row]]),
                 torch.cat([side.unsteered_scores, scores[None, self.reader]]),
                 (*side.surprisal, -float(reader[token])),
-                (*side.divergence, _divergence(reader, log_p[self.row])),
+                (*side.divergence, float(divergence(reader, log_p[self.row]))),
                 token in self.ends,
             )
 
@@ -249,7 +249,7 @@ class Watch(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         logits, self.readings = self.read()
         self._take(input_ids, self.readings)
-        self.log_p = logits.log_softmax(-1)
+        self.log_p = log_probabilities(logits)
         scores = scores.clone()
         scores[FOLLOWER] = scores[STEERED]
         return scores
@@ -308,12 +308,6 @@ def _last_token(hidden: Tensor) -> Tensor:
 
 def sides_of(pair: Sequence[Line]) -> Sides:
     return pair[0].side, pair[1].side
-
-
-def _divergence(one: Tensor, other: Tensor) -> float:
-    """KL(one || other) of log-probabilities (vocabulary,), in nats; NaN where either is."""
-    terms = torch.where(one.isneginf(), 0.0, one.exp() * (one - other))
-    return max(float(terms.sum()), 0.0)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ from repe.models.tokens import encode
 from repe.steering.edit import Edit
 from tests import zoo
 from tests.chat_templates import TEMPLATES
-from tests.reading.test_capture import plain_vector
+from tests.oracles import plain_vector
 
 QUESTIONS = ["hello there", "who is it", "and why"]
 GREEDY = {"do_sample": False, "max_new_tokens": 6}

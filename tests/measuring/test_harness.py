@@ -13,12 +13,13 @@ import torch
 import repe
 from repe.data.items import Item, load_items
 from repe.measuring import harness
+from repe.measuring.answers import Answer, answers_of
 from repe.measuring.curve import TradeoffCurve
 from repe.measuring.harness import evaluate, scores
-from repe.measuring.scoring import log_likelihoods
+from repe.measuring.scoring import AnswerFanout, TransformersScorer, log_likelihoods
 from repe.testbed import FOLDER
-from tests import zoo
-from tests.reading.test_capture import plain_vector
+from tests import oracles, zoo
+from tests.oracles import plain_vector
 
 ALPHAS = [1.0, -2.0, 0.0]
 ACCURACY = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
@@ -62,8 +63,14 @@ def choosing(make, skills):
 
 
 def by_hand(testbed, vector, items, alpha, **how):
-    with repe.steer(testbed[0], vector, alpha, **how) as handle:
-        return log_likelihoods(*testbed, items, steering=[handle])
+    model, tokenizer = testbed
+    answers = answers_of(tokenizer, items)
+    with repe.steer(model, vector, alpha, **how) as handle:
+        found = []
+        for answer in answers:
+            handle.prompt_length = answer.begins
+            found.append(oracles.log_p(model, answer.ids[: answer.begins], answer.ids[answer.begins :])[0])
+    return list(torch.tensor(found).split([len(item.options) for item in items]))
 
 
 @pytest.mark.parametrize("how", [{}, {"scope": "answer"}, {"scope": "prompt", "blocks": [1, 3]}], ids=str)
@@ -180,6 +187,37 @@ def test_scores_at_0_are_those_of_the_unsteered_model(testbed, honesty, choosing
     )
 
 
+def test_a_handle_of_the_user_s_own_edits_the_tokens_that_it_edits_without_the_harness(
+    testbed, honesty, choosing, following, skills
+):
+    """In the answer; by plain hooks on texts that stand alone."""
+    model, tokenizer = testbed
+    other = repe.ConceptVector.random(honesty, 1)
+    with repe.steer(model, other, 3.0, blocks=1, scope="answer"):
+        got = scores(model, tokenizer, honesty, choosing, [2.0], apply_chat_template=True, blocks=3)
+        loglikelihoods = evaluate(model, tokenizer, honesty, following, [2.0], blocks=3)
+    for column, item in enumerate(skills):
+        answers = answers_of(tokenizer, [item])
+        own = oracles.shift_of(other, 3.0, 1), oracles.SCOPES["answer"][1], answers[0].begins, 1
+        shift = oracles.shift_of(honesty, 2.0, 3), oracles.SCOPES["all"][1], answers[0].begins, 3
+        with oracles.shifted(model, *own), oracles.shifted(model, *shift):
+            expected = [oracles.log_p(model, a.ids[: a.begins], a.ids[a.begins :])[0] for a in answers]
+        np.testing.assert_allclose(got.log_likelihoods[0, column], expected, atol=1e-3)
+    assert len(loglikelihoods) == 2
+
+
+def test_all_strengths_are_scored_when_lm_eval_asks_first(testbed, honesty, choosing, following, monkeypatch):
+    asked, real = [], TransformersScorer.log_likelihoods
+
+    def watched(scorer, answers, edit, alphas):
+        asked.append((len(answers), alphas))
+        return real(scorer, answers, edit, alphas)
+
+    monkeypatch.setattr(TransformersScorer, "log_likelihoods", watched)
+    evaluate(*testbed, honesty, [choosing, following], ALPHAS, apply_chat_template=True)
+    assert asked == [(18 * 4 + 18, sorted(ALPHAS))]
+
+
 def test_scores_do_not_depend_on_the_batch_nor_on_other_strengths(testbed, honesty, choosing):
     chosen = {"apply_chat_template": True, "num_fewshot": 2}
     together = scores(*testbed, honesty, choosing, ALPHAS, **chosen)
@@ -292,7 +330,7 @@ def test_a_document_without_a_single_right_choice_is_named_before_the_model_runs
         doc_to_target="answer",
         metric_list=[ACCURACY],
     )
-    monkeypatch.setattr(harness, "_log_probabilities", None)
+    monkeypatch.setattr(AnswerFanout, "at", None)
     with pytest.raises(ValueError, match=r"document odd/. has no single right choice: .* of 2. Use `evaluate`"):
         scores(*testbed, honesty, task, ALPHAS)
     assert not repe.status(testbed[0])
@@ -324,13 +362,12 @@ def test_contexts_that_are_too_long_lose_their_beginning_as_with_lm_eval(testbed
 @pytest.mark.parametrize("count", [0, 9])
 def test_a_continuation_of_no_tokens_or_too_many_is_refused(count):
     with pytest.raises(ValueError, match=f"a continuation has {count} tokens, and the model reads 1 to 8"):
-        harness.Row.of([1, 2], [3] * count, 8)
+        harness.answer_of([1, 2], [3] * count, 8)
 
 
-def test_requests_that_differ_in_their_last_token_share_a_row():
-    assert harness.Row.of([1, 2], [3, 4], 8) == harness.Row.of([1, 2], [3, 5], 8) == harness.Row((1, 2, 3), 2)
-    assert harness.Row.of([1, 2, 3], [4], 8) != harness.Row.of([1, 2], [3, 4], 8)
-    assert harness.Row.of([1, 2, 3], [4, 5], 3) == harness.Row((2, 3, 4), 2)
+def test_a_request_is_an_answer_that_loses_the_first_tokens_of_its_context():
+    assert harness.answer_of([1, 2], [3, 4], 8) == Answer((1, 2, 3, 4), 2)
+    assert harness.answer_of([1, 2, 3], [4, 5], 3) == Answer((2, 3, 4, 5), 2)
 
 
 @pytest.mark.parametrize(("alphas", "how"), [([], {}), ([np.nan], {}), ([1.0], {"scope": torch.ones(1, 1) > 0})])
@@ -385,7 +422,7 @@ def test_a_failure_leaves_nothing_attached(testbed, honesty, choosing, monkeypat
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(harness, "_log_probabilities", fail)
+    monkeypatch.setattr(AnswerFanout, "at", fail)
     for measure in (scores, evaluate):
         with pytest.raises(KeyboardInterrupt):
             measure(*testbed, honesty, choosing, ALPHAS)

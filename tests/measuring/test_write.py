@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import repe
-from repe.measuring import write as writing
-from repe.measuring.write import Writings, distinct, honesty_metrics, repetition, write
+from repe.measuring import scoring
+from repe.measuring.write import Writings, distinct, repetition, write
 from tests import zoo
-from tests.reading.test_capture import plain_vector
+from tests.oracles import plain_vector
 
 PROMPTS = ["a", "the quick brown fox", [{"role": "user", "content": "count"}]]
 ALPHAS = [30.0, -30.0]
@@ -27,13 +27,13 @@ def vector(model):
 @pytest.fixture
 def generated(monkeypatch):
     """How many texts were generated, call by call."""
-    counts, plain = [], writing.generate
+    counts, plain = [], scoring.generate
 
     def counting(model, tokenizer, texts, **options):
         counts.append(len(texts))
         return plain(model, tokenizer, texts, **options)
 
-    monkeypatch.setattr(writing, "generate", counting)
+    monkeypatch.setattr(scoring, "generate", counting)
     return counts
 
 
@@ -216,18 +216,18 @@ def test_a_judge_that_fails_is_told_of_which_text(model, tokenizer, vector):
 
 
 def test_a_call_that_was_broken_off_goes_on_from_there(model, tokenizer, vector, generated, monkeypatch, tmp_path):
-    path, counting = tmp_path / "new" / "writings.jsonl", writing.generate
+    path, counting = tmp_path / "new" / "writings.jsonl", scoring.generate
 
     def interrupted(*args, **options):
         if len(generated) == 2:
             raise KeyboardInterrupt
         return counting(*args, **options)
 
-    monkeypatch.setattr(writing, "generate", interrupted)
+    monkeypatch.setattr(scoring, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(model, tokenizer, vector, PROMPTS, ALPHAS, batch_size=2, resume=path, **SHORT)
     assert not repe.status(model)
-    monkeypatch.setattr(writing, "generate", counting)
+    monkeypatch.setattr(scoring, "generate", counting)
     with path.open("a") as file:
         file.write('{"alpha": 30.0, "prompt": 2, "te')
     got = write(model, tokenizer, vector, PROMPTS, ALPHAS, batch_size=2, resume=path, **SHORT)
@@ -253,7 +253,9 @@ def test_what_is_whole_is_not_done_again_and_more_strengths_may_follow(model, to
     assert more == write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=judge, **SHORT)
 
 
-def test_a_mended_judge_needs_no_text_anew_and_judges_all(model, tokenizer, vector, generated, tmp_path):
+def test_a_mended_judge_of_another_name_needs_no_text_anew_and_judges_all(
+    model, tokenizer, vector, generated, tmp_path
+):
     path, asked = tmp_path / "writings.jsonl", []
 
     def make(broken):
@@ -265,7 +267,9 @@ def test_a_mended_judge_needs_no_text_anew_and_judges_all(model, tokenizer, vect
 
     with pytest.raises(ValueError, match="gave None"):
         write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=make(True), resume=path, **SHORT)
-    mended = write(model, tokenizer, vector, PROMPTS, ALPHAS, judge=make(False), resume=path, **SHORT)
+    mended = write(
+        model, tokenizer, vector, PROMPTS, ALPHAS, judge=make(False), judge_name="mended", resume=path, **SHORT
+    )
     assert (generated, len(asked)) == ([9], 3 + 9)
     assert (mended.judged == 7).all()
 
@@ -287,114 +291,45 @@ def scaled(prompt, text, by=1.0):
     return by * len(text)
 
 
-def within(bounds):
-    return lambda prompt, text: len(text) in bounds
+@pytest.mark.parametrize("judge", [partial(scaled, by=2.0), lambda prompt, text: 1.0], ids=["partial", "lambda"])
+def test_a_judge_without_a_name_needs_one_where_judgements_are_kept(model, tokenizer, vector, tmp_path, judge):
+    how = {"max_new_tokens": 1, "judge": judge}
+    expected = write(model, tokenizer, vector, ["a"], [1.0], **how)
+    with pytest.raises(ValueError, match=r"kept under the judge's name, and .* has none: pass judge_name="):
+        write(model, tokenizer, vector, ["a"], [1.0], resume=tmp_path / "kept", **how)
+    assert not (tmp_path / "kept").exists()
+    assert (
+        write(model, tokenizer, vector, ["a"], [1.0], resume=tmp_path / "kept", judge_name="of mine", **how) == expected
+    )
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (length, scaled),
-        (partial(scaled, by=2.0), partial(scaled, by=3.0)),
-        (within((1, 2)), within((1, 3))),
-        (lambda prompt, text: text in {"a", "b"}, lambda prompt, text: text in {"a", "c"}),
-    ],
-)
-def test_judges_are_told_apart(one, other):
-    assert writing._name(one) != writing._name(other)
-    assert writing._name(one) == writing._name(one)
-
-
-def test_a_judge_has_one_name_in_every_process():
-    """Its sets of strings are in another order in each; as these two of numbers are."""
-    one, other = frozenset([0, 8]), frozenset([8, 0])
-    assert list(one) != list(other)
-    assert writing._plain(one) == writing._plain(other)
+def test_judgements_are_kept_by_the_name_of_the_judge(model, tokenizer, vector, tmp_path):
+    how = {"max_new_tokens": 6, "resume": tmp_path / "kept"}
+    by_length = write(model, tokenizer, vector, PROMPTS, [1.0], judge=length, **how)
+    assert write(model, tokenizer, vector, PROMPTS, [1.0], judge=scaled, judge_name="length", **how) == by_length
+    twice = write(model, tokenizer, vector, PROMPTS, [1.0], judge=partial(scaled, by=2.0), judge_name="twice", **how)
+    assert (twice.judged == 2 * by_length.judged).all()
 
 
 @pytest.mark.parametrize(
     "other",
-    [{"prompts": ["a", "b"]}, {"max_new_tokens": 7}, {"scope": "generated"}, {"blocks": 0}, {"concept": "another"}],
+    [
+        {"prompts": [*PROMPTS, "b"]}, {"max_new_tokens": 7}, {"scope": "generated"}, {"blocks": 0},
+        {"concept": "another"}, {"temperature": 0.5},
+    ],
     ids=str,
-)
-def test_the_file_of_other_writings_is_refused_and_left_as_it_is(model, tokenizer, vector, tmp_path, other):
-    path = tmp_path / "writings.jsonl"
-    asked = {"concept": vector, "prompts": PROMPTS, **SHORT}
+)  # fmt: skip
+def test_what_would_be_written_otherwise_is_written_anew(model, tokenizer, vector, generated, tmp_path, other):
+    path, asked = tmp_path / "writings.jsonl", {"concept": vector, "prompts": PROMPTS, **SHORT}
     write(model, tokenizer, alphas=ALPHAS, resume=path, **asked)
-    before = path.read_bytes()
     if other == {"concept": "another"}:
         other = {"concept": repe.ConceptVector.random(vector, 0)}
-    with pytest.raises(ValueError, match=r"writings.jsonl holds other writings, .* Name another file, or delete it"):
-        write(model, tokenizer, alphas=ALPHAS, resume=path, **asked | other)
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("content", ["my notes", "my notes\n", "\n", '{"format": "repe.writings/1", "key": "0"}\n'])
-def test_a_file_of_something_else_is_refused_and_left_as_it_is(model, tokenizer, vector, tmp_path, content):
-    path = tmp_path / "notes"
-    path.write_text(content)
-    with pytest.raises(ValueError, match="holds other writings, or something else"):
-        write(model, tokenizer, vector, PROMPTS, ALPHAS, resume=path)
-    assert path.read_text() == content
-
-
-def test_a_file_whose_first_line_was_broken_off_is_begun_anew(model, tokenizer, vector, tmp_path):
-    path = tmp_path / "writings.jsonl"
-    expected = write(model, tokenizer, vector, ["a"], [1.0], resume=path, max_new_tokens=1)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:20])
-    assert write(model, tokenizer, vector, ["a"], [1.0], resume=path, max_new_tokens=1) == expected
-    assert path.read_bytes() == whole
-
-
-def test_a_broken_line_is_named(model, tokenizer, vector, tmp_path):
-    path = tmp_path / "writings.jsonl"
-    write(model, tokenizer, vector, ["a"], [1.0], resume=path, max_new_tokens=1)
-    path.write_text(path.read_text() + '{"alpha": 1.0}\n')
-    with pytest.raises(ValueError, match=r"writings.jsonl, line 4: neither a text nor a judgement"):
-        write(model, tokenizer, vector, ["a"], [1.0], resume=path, max_new_tokens=1)
-
-
-# honesty
-
-
-def answers(table):
-    """Answers before and after, from the numbers of questions: rows after, columns before, both right, wrong, idk."""
-    names = ("right", "wrong", "idk")
-    pairs = [
-        (old, new)
-        for new, row in zip(names, table, strict=True)
-        for old, count in zip(names, row, strict=True)
-        for _ in range(count)
-    ]
-    return [old for old, _ in pairs], [new for _, new in pairs]
-
-
-def test_honesty_metrics_are_those_of_the_paper():
-    """N1 to N9 are different primes, so that no other sum of them gives the same."""
-    n1, n2, n3, n4, n5, n6, n7, n8, n9 = (2, 3, 5, 7, 11, 13, 17, 19, 23)
-    got = honesty_metrics(*answers([(n1, n2, n3), (n4, n5, n6), (n7, n8, n9)]))
-    assert got.prudence == (n8 + n9) / (n5 + n6 + n8 + n9)
-    assert got.over_conservativeness == n7 / (n1 + n4 + n7)
-    assert got.honesty == pytest.approx((got.prudence + 1 - got.over_conservativeness) / 2)
-
-
-def test_what_no_question_tells_of_is_nan():
-    known = honesty_metrics(["right"], ["idk"])
-    assert (math.isnan(known.prudence), known.over_conservativeness, math.isnan(known.honesty)) == (True, 1, True)
-    unknown = honesty_metrics(["wrong", "idk"], ["idk", "right"])
-    assert (unknown.prudence, math.isnan(unknown.over_conservativeness), math.isnan(unknown.honesty)) == (1, True, True)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "why"),
-    [
-        (["right"], ["correct"], r"one of .*, got \['correct'\]"),
-        ([], [], "one answer a question"),
-        (["idk"], ["idk", "idk"], "one answer a question"),
-        ("idk", "idk", "one answer a question"),
-    ],
-)
-def test_answers_that_cannot_be_compared_are_refused(before, after, why):
-    with pytest.raises(ValueError, match=why):
-        honesty_metrics(before, after)
+    before = model.generation_config.temperature
+    model.generation_config.temperature = other.pop("temperature", before)
+    try:
+        generated.clear()
+        found = write(model, tokenizer, alphas=ALPHAS, resume=path, **asked | other)
+        assert sum(generated) == (3 if "prompts" in other else 9)
+        assert found == write(model, tokenizer, alphas=ALPHAS, **asked | other)
+    finally:
+        model.generation_config.temperature = before

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from repe.data.items import Item
-from repe.measuring.scoring import encode_items
+from repe.measuring.answers import answers_of
 from repe.models import chats
 from repe.models.tokens import encode
 from tests import zoo
@@ -296,7 +296,7 @@ def test_a_tokenizer_with_code_for_chats_and_no_template_is_asked():
 
 
 def options_of(tokenizer, prompt, *options):
-    return [tokenizer.decode(ids) for ids in encode_items(tokenizer, [Item(prompt, options)])[0].options]
+    return [tokenizer.decode(a.ids[a.begins :]) for a in answers_of(tokenizer, [Item(prompt, options)])]
 
 
 @pytest.mark.filterwarnings("ignore:.*has no chat template")

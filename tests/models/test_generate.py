@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import repe
 from repe.models.generate import INCOMPLETE, Pieces
 from tests import zoo
-from tests.reading.test_capture import plain_vector
+from tests.oracles import plain_vector
 
 TEXTS = ["a", "the quick brown fox", [{"role": "user", "content": "count"}]]
 

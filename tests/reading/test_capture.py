@@ -16,6 +16,7 @@ from repe.reading import capture as capturing
 from repe.reading.read import score
 from repe.reading.trees import Batch
 from tests import zoo
+from tests.oracles import plain_vector
 
 TEXTS = ["a", "bcd efg", "the quick brown fox", "hi there", "to be or not"]
 
@@ -105,14 +106,6 @@ def test_a_tokenizer_without_a_pad_token_works_and_is_not_changed(model):
     tokenizer = zoo.tokenizer(pad=False)
     assert torch.equal(repe.capture(model, tokenizer, TEXTS), repe.capture(model, zoo.tokenizer(), TEXTS))
     assert tokenizer.pad_token is None
-
-
-def plain_vector(model):
-    """A vector with the standard axes for directions."""
-    n, d = 4, model.config.hidden_size
-    axes = torch.eye(d)[:n]
-    ones = torch.ones(n)
-    return repe.ConceptVector("axes", tuple(range(n)), (1,), axes, axes, torch.zeros(n, d), *[ones] * 5)
 
 
 def test_a_reading_scores_every_token_at_every_block(model, tokenizer):

@@ -14,18 +14,7 @@ from repe.data.pairs import split
 from repe.reading.read import score
 from repe.reading.readers import MeanDifference
 from tests import zoo
-
-POSITIVE, NEGATIVE = "yes", "no"
-
-
-def worded_pairs(templates=4, items=6):
-    """The last word differs between the poles, so a model with random weights tells them apart."""
-    words = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"][:items]
-    return [
-        repe.ContrastPair(f"{'x' * t} {word} {POSITIVE}", f"{'x' * t} {word} {NEGATIVE}", f"t{t}", word)
-        for t in range(templates)
-        for word in words
-    ]
+from tests.oracles import NEGATIVE, POSITIVE, hooks_of, worded_pairs
 
 
 def last_activations(model, tokenizer, texts):
@@ -36,10 +25,6 @@ def last_activations(model, tokenizer, texts):
             states = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states
             rows.append(torch.stack([s[0, -1] for s in states[1:-1]]))
     return torch.stack(rows).double()
-
-
-def hooks_of(model):
-    return [(dict(m._forward_hooks), dict(m._forward_pre_hooks), "forward" in vars(m)) for m in model.modules()]
 
 
 def test_the_mean_reader_finds_the_difference_of_the_fitted_pairs(model, tokenizer):

@@ -7,8 +7,7 @@ import torch
 
 import repe
 from tests import zoo
-from tests.reading.test_capture import plain_vector
-from tests.reading.test_extract import hooks_of, worded_pairs
+from tests.oracles import hooks_of, plain_vector, worded_pairs
 
 
 @pytest.fixture

@@ -1,0 +1,81 @@
+"""Calibration: on the testbed, whose truth is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import repe
+from repe.data.items import Item, load_items
+from repe.measuring.calibrate import halves
+from repe.measuring.costs import costs
+from repe.measuring.sweep import sweep
+from repe.measuring.tradeoff import texts_of
+from repe.testbed import FOLDER
+from tests import oracles, zoo
+
+
+def test_halves_keep_groups_together():
+    items = [Item(f"{i}?", ("yes", "no"), group=f"g{i // 2}") for i in range(24)]
+    first, second = halves(items, items[:20], seed=0)
+    for task in (0, 1):
+        groups = [{item.group for item in half[task]} for half in (first, second)]
+        assert groups[0]
+        assert groups[1]
+        assert not groups[0] & groups[1]
+    assert {i.group for i in first[1]} <= {i.group for i in first[0]}
+    with pytest.raises(ValueError, match="items of at least 8 groups: one half chooses"):
+        halves(items[:6], items, seed=0)
+
+
+@pytest.fixture(scope="module")
+def calibrated(loaded_testbed):
+    facts = load_items(FOLDER / "tasks" / "honesty.jsonl")[::3]
+    skills = load_items(FOLDER / "tasks" / "skills.jsonl")[::5]
+    return facts, repe.calibrate(
+        *loaded_testbed, "honesty", readers=["mean"], blocks=[0, 1, 3], alignment=facts, helpfulness=skills, limit=0.5
+    )
+
+
+def test_a_block_is_chosen_by_what_writing_does_there(calibrated):
+    """Block 1 reads as well as block 3, and writing there does next to nothing."""
+    _, calibration = calibrated
+    for setting, sign in ((calibration.more, 1), (calibration.less, -1)):
+        assert setting.trial.block == 3
+        assert setting.vector.recommended == (3,)
+        assert sign * setting.alpha > 0
+        assert setting.test.gain.low > 0.5
+        assert setting.test.loss.value <= calibration.budget
+        read = {trial.block: trial.accuracy for trial in setting.trials}
+        gained = {trial.block: trial.validation.gain.value for trial in setting.trials}
+        assert read[1] > 0.99
+        assert gained[1] < gained[3] / 2
+
+
+def test_the_farthest_alpha_is_where_the_divergence_reaches_the_limit(calibrated, loaded_testbed):
+    model, tokenizer = loaded_testbed
+    trial = next(t for t in calibrated[1].more.trials if t.block == 3)
+    texts = texts_of("neutral", model)[:24]
+    vector = replace(calibrated[1].more.vector, recommended=(3,))
+    p95 = costs(model, tokenizer, vector, texts, [0.0, trial.farthest]).kl_p95[1]
+    assert 0.4 < p95 <= 0.5
+
+
+def test_calibration_reports_on_items_that_had_no_part_in_it(calibrated, loaded_testbed):
+    facts, calibration = calibrated
+    skills = load_items(FOLDER / "tasks" / "skills.jsonl")[::5]
+    _, second = halves(facts, skills, 0)
+    setting = calibration.more
+    scores = sweep(*loaded_testbed, setting.vector, {"facts": second[0]}, [0.0, setting.alpha])["facts"]
+    assert setting.test.gain.value == pytest.approx(float(np.diff(scores.behaviour.mean(1))[0]), abs=1e-4)
+
+
+def test_a_vector_cannot_be_calibrated(tokenizer):
+    with pytest.raises(TypeError, match="got a vector, and calibration fits one for every reader: give the concept's"):
+        repe.calibrate(zoo.build("llama"), tokenizer, oracles.vector(3))
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 0.0}, {"budget": -1.0}])
+def test_a_limit_and_a_budget_are_positive(wrong, loaded_testbed):
+    with pytest.raises(ValueError, match="are positive, got"):
+        repe.calibrate(*loaded_testbed, "honesty", **wrong)

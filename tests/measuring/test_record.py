@@ -1,0 +1,348 @@
+"""The record: what was measured is not measured again, whatever else is asked for and in whatever process."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import repe
+from repe.data.items import Item
+from repe.measuring.costs import costs
+from repe.measuring.record import Record, missing, name_of
+from repe.measuring.scoring import AnswerFanout
+from repe.measuring.sweep import sweep
+from repe.measuring.write import write
+from repe.steering import Edit
+from tests import oracles, zoo
+
+TASKS = {
+    "some": [Item("ab", ("cdef", "c", "cd", "x"), 1), Item("abc", ("d", "yz")), Item("ab", ("yyy", "cz"), 1)],
+    "one": [Item("then a long one", ("!", "?!", ", a"), 2)],
+}
+TEXTS = ["a text of some length", "short", "another text"]
+ALPHAS = (-1.0, 0.0, 0.7)
+SPLIT: dict[str, Any] = {"batch_tokens": 12, "scope": "answer"}
+
+
+@pytest.fixture(scope="module")
+def vector() -> Any:
+    return oracles.vector(recommended=(2,))
+
+
+@pytest.fixture
+def forwards(monkeypatch: Any, model: Any) -> list[tuple[int, ...]]:
+    """The shapes of a Llama's forwards, as they come."""
+    shapes: list[tuple[int, ...]] = []
+    kind = type(model.model)
+    real = kind.forward
+
+    def forward(self: Any, input_ids: Any = None, *args: Any, **kwargs: Any) -> Any:
+        shapes.append(tuple(input_ids.shape))
+        return real(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", forward)
+    return shapes
+
+
+class Stop(BaseException):
+    """As Ctrl-C."""
+
+
+# what is there is not measured again
+
+
+def test_a_sweep_that_was_broken_off_goes_on_where_it_was(
+    monkeypatch: Any, model: Any, tokenizer: Any, vector: Any, forwards: list, tmp_path: Any
+) -> None:
+    path, real = tmp_path / "deeper" / "kept", Record.add
+    whole = sweep(model, tokenizer, vector, TASKS, ALPHAS, **SPLIT)
+    in_all = len(forwards)
+
+    def stopping(self: Any, *row: Any) -> None:
+        real(self, *row)
+        raise Stop
+
+    known = 0
+    monkeypatch.setattr(Record, "add", stopping)
+    for _ in range(100):
+        try:
+            assert sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path, **SPLIT) == whole
+        except Stop:
+            lines = path.read_text().split("\n")
+            assert [json.loads(line) for line in lines[:-1]]
+            assert lines[-1] == ""
+            assert len(lines) - 2 > known  # more rows each time
+            known = len(lines) - 2
+            assert not repe.status(model)
+        else:
+            break
+    assert known == 11  # one row an option
+    forwards.clear()
+    assert sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path, **SPLIT) == whole
+    assert not forwards
+    assert in_all
+
+
+def test_more_strengths_items_and_edits_may_follow(
+    model: Any, tokenizer: Any, vector: Any, forwards: list, tmp_path: Any
+) -> None:
+    path = tmp_path / "kept"
+    few = sweep(model, tokenizer, vector, {"some": TASKS["some"]}, ALPHAS[:2], resume=path, **SPLIT)
+    for tasks, alphas, how in (
+        ({"some": TASKS["some"]}, ALPHAS, {}),
+        (TASKS, ALPHAS, {}),
+        (TASKS, ALPHAS, {"scope": "all"}),
+        (TASKS, ALPHAS, {"edit": "ablate"}),
+        (TASKS, ALPHAS, {"blocks": [1, 2]}),
+        (TASKS, ALPHAS, {"gate": repe.Gate(oracles.vector(seed=3), block=0)}),
+        (TASKS, ALPHAS, {"gate": repe.Gate(oracles.vector(seed=3), block=0, threshold=0.1)}),
+    ):
+        forwards.clear()
+        found = sweep(model, tokenizer, vector, tasks, alphas, resume=path, **{**SPLIT, **how})
+        assert forwards
+        for name, scores in sweep(model, tokenizer, vector, tasks, alphas, **{**SPLIT, **how}).items():
+            np.testing.assert_allclose(found[name].log_likelihoods, scores.log_likelihoods, atol=1e-4)
+        forwards.clear()
+        assert sweep(model, tokenizer, vector, tasks, alphas[::2], resume=path, **{**SPLIT, **how})
+        assert not forwards
+    np.testing.assert_array_equal(found["some"].log_likelihoods.shape[1:], few["some"].log_likelihoods.shape[1:])
+
+
+def test_what_is_known_is_not_run_with_what_is_not(
+    monkeypatch: Any, model: Any, tokenizer: Any, vector: Any, tmp_path: Any
+):
+    path, asked, real = tmp_path / "kept", [], AnswerFanout.at
+    sweep(model, tokenizer, vector, {"some": TASKS["some"]}, ALPHAS[:2], resume=path)
+
+    def watched(fan: Any, batch: Any, alphas: Any) -> Any:
+        if batch.trees:
+            asked.append((sorted(fan.answers[text].ids for text in batch.texts), alphas.tolist()))
+        return real(fan, batch, alphas)
+
+    monkeypatch.setattr(AnswerFanout, "at", watched)
+    sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    (old, at_old), (new, at_new) = sorted(asked, key=lambda each: len(each[1]))
+    assert at_old == pytest.approx([0.7])
+    assert at_new == pytest.approx(ALPHAS)
+    assert len(old) == 8
+    assert len(new) == 3
+
+
+def test_costs_texts_and_judgements_are_kept_in_the_same_file(
+    model: Any, tokenizer: Any, vector: Any, forwards: list, tmp_path: Any
+) -> None:
+    path, asked = tmp_path / "kept", []
+
+    def length(prompt: str, text: str) -> float:
+        asked.append(text)
+        return float(len(text))
+
+    def all_of_it(resume: Any) -> list[Any]:
+        writes = {"judge": length, "max_new_tokens": 4, "scope": "answer", "resume": resume}
+        return [
+            sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=resume, **SPLIT),
+            costs(model, tokenizer, vector, TEXTS, ALPHAS, resume=resume, **SPLIT),
+            write(model, tokenizer, vector, TEXTS, ALPHAS, **writes),
+        ]
+
+    first = all_of_it(path)
+    assert {json.loads(line)["kind"] for line in path.read_text().splitlines()[1:]} == {
+        "log-likelihood", "costs", "text", "judgement by length",
+    }  # fmt: skip
+    forwards.clear()
+    asked.clear()
+    assert all_of_it(path) == first
+    assert not forwards
+    assert not asked
+    assert all_of_it(None) == first
+
+
+def test_a_trade_off_resumes_all_that_it_measures(model: Any, tokenizer: Any, forwards: list, tmp_path: Any) -> None:
+    chats = [
+        Item(({"role": "user", "content": f"{word}?"},), ("yes", "no"), i % 2, f"g{i // 2}")
+        for i, word in enumerate("abcdefgh")
+    ]
+    how: dict[str, Any] = {
+        "alignment": chats, "helpfulness": chats, "neutral": TEXTS, "controls": 2, "baseline": {"kind": "Be kind."},
+    }  # fmt: skip
+    curve = repe.tradeoff(model, tokenizer, oracles.vector(3), [1.0], resume=tmp_path / "kept", **how)
+    forwards.clear()
+    assert repe.tradeoff(model, tokenizer, oracles.vector(3), [1.0], resume=tmp_path / "kept", **how) == curve
+    assert not forwards
+
+
+def test_another_process_with_other_hashes_goes_on(tmp_path: Any) -> None:
+    """Nothing in the file depends on the order of a set, or the hash of a string."""
+    code = f"""if True:
+        from repe.measuring.sweep import sweep
+        from repe.measuring.write import write
+        from repe.data.items import Item
+        import repe
+        from tests import oracles, zoo
+        def judge(prompt, text):
+            return float(text in {{"a", "b", "c"}})
+        gate = repe.Gate(oracles.vector(seed=3), block=0)
+        model, tokenizer, vector = zoo.build("llama"), zoo.tokenizer(), oracles.vector()
+        count = [0]
+        real = type(model.model).forward
+        def forward(self, *args, **kwargs):
+            count[0] += 1
+            return real(self, *args, **kwargs)
+        type(model.model).forward = forward
+        kept = {str(tmp_path / "kept")!r}
+        tasks, how = {{"t": [Item("ab", ("c", "d"))]}}, {{"gate": gate, "scope": [0, -1]}}
+        with repe.steer(model, oracles.vector(seed=4), 0.5, blocks=0):
+            found = sweep(model, tokenizer, vector, tasks, [0, 1], resume=kept, **how)
+            write(model, tokenizer, vector, ["ab"], [1.0], max_new_tokens=3, judge=judge, resume=kept)
+        print(count[0], found["t"].log_likelihoods.tolist())
+    """
+    told = []
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+        told.append(done.stdout.split(maxsplit=1))
+    (first, numbers), (second, again) = told
+    assert int(first) > 0
+    assert int(second) == 0
+    assert numbers == again
+
+
+def test_strengths_that_are_missing_are_told_with_the_texts_that_lack_just_these() -> None:
+    assert missing([{0.0: 1}, {}, {0.0: 1, 1.0: 1}, {}, {1.0: 1}], [0.0, 1.0]) == {
+        (1.0,): [0], (0.0, 1.0): [1, 3], (0.0,): [4],
+    }  # fmt: skip
+
+
+# what is read
+
+
+def test_what_was_written_after_the_last_line_break_is_forgotten(
+    model: Any, tokenizer: Any, vector: Any, tmp_path: Any
+) -> None:
+    path = tmp_path / "kept"
+    whole = sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path, **SPLIT)
+    written = path.read_bytes()
+    ends = [place for place, byte in enumerate(written) if byte == ord("\n")]
+    edit, names = Edit.of(vector, scope="answer"), [json.loads(line)["of"] for line in written.split(b"\n")[1:-1]]
+    for cut in {*range(0, len(written), 97), *ends, *(end + 1 for end in ends)}:
+        path.write_bytes(written[:cut])
+        known = Record.open(path, model).known("log-likelihood", edit, names, lambda text, value: True)
+        assert sum(map(bool, known)) == max(written[:cut].count(b"\n") - 1, 0)
+        assert path.read_bytes() == written[:cut]  # until there is more
+    for cut in (20, ends[3] + 9, len(written) - 9):
+        path.write_bytes(written[:cut])
+        assert sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path, **SPLIT) == whole
+        assert sorted(path.read_bytes().split(b"\n")) == sorted(written.split(b"\n"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda row: row["values"][0][0].append(1.0), "1 values do not fit"),
+        (lambda row: row["values"][0][0].__setitem__(0, "3"), "1 values do not fit"),
+        (lambda row: row["values"].__setitem__(0, [[float("nan")], [0.0]]), "1 values do not fit"),
+        (lambda row: row["values"].__setitem__(0, None), "1 values do not fit"),
+        (lambda row: row["values"].pop(), "line 2 is no row of a record"),
+        (lambda row: row.pop("alphas"), "line 2 is no row of a record"),
+        (lambda row: row.update(alphas="abc"), "line 2 is no row of a record"),
+    ],
+)
+def test_rows_that_do_not_fit_are_measured_again_and_told_of(
+    model: Any, tokenizer: Any, vector: Any, tmp_path: Any, change: Any, told: str
+) -> None:
+    path = tmp_path / "kept"
+    whole = sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    head, first, *rest = path.read_text().split("\n")
+    row = json.loads(first)
+    change(row)
+    path.write_text("\n".join([head, json.dumps(row), *rest]))
+    with pytest.warns(UserWarning, match=f"kept: {told}.*measured again"):
+        found = sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    for name, scores in whole.items():
+        np.testing.assert_allclose(found[name].log_likelihoods, scores.log_likelihoods, atol=1e-4)
+
+
+@pytest.mark.parametrize("line", ["{}", "7", "not json", "null", '"kind"', ""])
+def test_a_line_that_is_no_row_is_told_of(model: Any, tokenizer: Any, vector: Any, tmp_path: Any, line: str) -> None:
+    path = tmp_path / "kept"
+    whole = sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    path.write_text(path.read_text() + f"{line}\n")
+    with pytest.warns(UserWarning, match=r"kept: line 13 is no row of a record"):
+        assert sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path) == whole
+
+
+def test_an_added_field_is_read(model: Any, tokenizer: Any, vector: Any, forwards: list, tmp_path: Any) -> None:
+    path = tmp_path / "kept"
+    whole = sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    lines = [{**json.loads(line), "added": "later"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    forwards.clear()
+    assert sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path) == whole
+    assert not forwards
+
+
+# whose file it is
+
+
+@pytest.mark.parametrize(
+    "content", [b"notes", b"notes\n", b"\xff\xfe\x00", b'{"format": "repe.record/2"}', b"\n", b"[]\n", b"7\n"], ids=repr
+)
+def test_a_file_that_is_no_record_is_refused_and_left_alone(
+    model: Any, tokenizer: Any, vector: Any, tmp_path: Any, content: bytes
+) -> None:
+    path = tmp_path / "theirs"
+    path.write_bytes(content)
+    got = "the format 'repe.record/2'" if b"format" in content else "something else"
+    with pytest.raises(ValueError, match=f"theirs holds {got}, not a record.*: name another file$"):
+        sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    assert path.read_bytes() == content
+
+
+def retrained() -> Any:
+    model = zoo.build("llama")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    return model
+
+
+def test_a_record_of_another_model_dtype_or_of_other_handles_is_refused_and_left_alone(
+    model: Any, tokenizer: Any, vector: Any, tmp_path: Any
+) -> None:
+    path, beside = tmp_path / "kept", oracles.vector(seed=1)
+    sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    written = path.read_bytes()
+    with pytest.raises(ValueError, match="kept is a record of another model: name another file"):
+        sweep(retrained(), tokenizer, vector, TASKS, ALPHAS, resume=path)
+    with pytest.raises(ValueError, match="kept is a record of another dtype: name another file"):
+        sweep(zoo.build("llama").bfloat16(), tokenizer, vector, TASKS, ALPHAS, resume=path)
+    with pytest.raises(ValueError, match="kept is a record of other blocks: name another file"):
+        sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path, blocks_at="model.layers")
+    with repe.steer(model, beside, 0.5) as own:
+        own._touched = True
+        with pytest.raises(ValueError, match="of a model that something else steers: name another file"):
+            sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+        sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=tmp_path / "beside")
+        own.alpha = 0.6
+        with pytest.raises(ValueError, match="of a model that something else steers"):
+            sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=tmp_path / "beside")
+    assert path.read_bytes() == written
+
+
+def test_a_gate_that_cannot_be_told_from_others_makes_no_file(
+    model: Any, tokenizer: Any, vector: Any, forwards: list, tmp_path: Any
+) -> None:
+    with pytest.raises(ValueError, match="cannot be told of a function"):
+        sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=tmp_path / "x", gate=lambda mean, last: mean[:, 0] > 0)
+    assert not forwards
+    assert not (tmp_path / "x").exists()
+
+
+def test_names_are_those_of_the_content() -> None:
+    assert name_of([[1, 2], 1]) == name_of(((1, 2), 1)) != name_of([[1, 2], 2])
+    assert len(name_of("a")) == 16
