@@ -5,13 +5,14 @@ READY := .venv/.ready
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types format vectors picture testbed check curves bench peers notebooks browser-test clean
+.PHONY: demo test lint types docs format hooks vectors picture testbed check curves bench peers notebooks browser-test clean
 
 demo: $(READY)
 	$(BIN)/python -m repe.demo
 
+# all of them on all cores, or those that ARGS names in one process; with COV=1, what none of them reaches
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(or $(ARGS),-n auto --dist loadfile) $(if $(COV),--cov)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -19,6 +20,14 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# the pages, the notebooks and the API, in build/docs
+docs: $(READY)
+	$(BIN)/python -W error -m docs.build
+
+# lint, format and types before every commit
+hooks: $(READY)
+	$(BIN)/pre-commit install
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -53,6 +53,10 @@ class Audit:
         seen_items, seen_templates: the names of those that pairs to fit on and pairs held out share, where the pairs
             say themselves which are held out.
         advice: what to do, a sentence each; none if nothing is wrong.
+
+    Example:
+        >>> repe.audit("honesty").advice
+        ()
     """
 
     concept: str
@@ -102,6 +106,10 @@ def audit(pairs: Pairs, tokenizer: Any = None, *, model: Any = None, held_out: f
         ValueError: there are no pairs, or too few to hold some out; or the concept is not known.
         TypeError: what is given as pairs, or as a tokenizer, is none.
         FileNotFoundError: the file of pairs is not there.
+
+    Example:
+        >>> print(str(repe.audit("honesty")).splitlines()[0])
+        honesty: ...
     """
     if tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"got {tokenizer!r:.60} for a tokenizer: expected one as `repe.load` returns, or None")

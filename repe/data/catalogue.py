@@ -31,6 +31,10 @@ def concepts(model: Any = None) -> dict[str, str]:
 
     Raises:
         ValueError: a file is malformed, or called otherwise than the concept in it.
+
+    Example:
+        >>> "honesty" in repe.concepts()
+        True
     """
     return {name: _description(path) for name, path in sorted(_files(_home(model), "concepts").items())}
 

@@ -24,6 +24,10 @@ class ContrastPair:
 
     `template` and `item` name what is shared with other pairs and must not stand on both sides of a split.
     `held_out` None means that it is not decided; `split` then does.
+
+    Example:
+        >>> repe.ContrastPair("I tell the truth.", "I tell lies.", item="statement").item
+        'statement'
     """
 
     positive: Text

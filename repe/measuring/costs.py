@@ -52,7 +52,8 @@ def costs(
 
     Example:
         >>> texts = ["A plain text that has nothing to do with it.", "Another one."]
-        >>> repe.measuring.costs(model, tokenizer, "honesty", texts, [0, 1, 2]).kl.mean(1)
+        >>> repe.measuring.costs(model, tokenizer, "honesty", texts, [0, 1, 2]).kl.shape  # (alphas, texts)
+        (3, 2)
     """
     strengths = strengths_of(alphas)
     edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)

@@ -73,7 +73,8 @@ def scores(
             `evaluate` raises.
 
     Example:
-        >>> repe.measuring.harness.scores(model, tokenizer, "honesty", "arc_easy", [-1, 0, 1], limit=100)  # doctest: +SKIP
+        >>> from repe.measuring import harness
+        >>> harness.scores(model, tokenizer, "honesty", "arc_easy", [-1, 0, 1], limit=100)  # doctest: +SKIP
     """
     strengths = strengths_of(alphas)
     loaded = _loaded([task], task_folder, num_fewshot, _check_choices)
@@ -148,7 +149,8 @@ def evaluate(
         UserWarning: contexts were too long for the model, and lost their first tokens.
 
     Example:
-        >>> repe.measuring.harness.evaluate(model, tokenizer, "honesty", ["arc_easy", "gsm8k"], [0, 1], limit=20)  # doctest: +SKIP
+        >>> from repe.measuring import harness
+        >>> harness.evaluate(model, tokenizer, "honesty", ["arc_easy", "gsm8k"], [0, 1], limit=20)  # doctest: +SKIP
     """
     strengths = strengths_of(alphas)
     asked = [tasks] if isinstance(tasks, str | Mapping) else list(tasks)

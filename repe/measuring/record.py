@@ -35,6 +35,7 @@ class Record:
     Without a path nothing is kept.
 
     Example:
+        >>> edit = Edit.of(repe.extract(model, tokenizer, "honesty"))
         >>> record = Record.open("measured.jsonl", model)
         >>> record.add("text", edit, [(name_of("a prompt"), [0.0, 1.0], ["as it is", "as it was wanted"])])
         >>> record.known("text", edit, [name_of("a prompt")], lambda text, value: isinstance(value, str))

@@ -126,7 +126,8 @@ def write(
 
     Example:
         >>> written = repe.measuring.write(model, tokenizer, "honesty", ["Two and two is"], [-1, 1], max_new_tokens=5)
-        >>> written.texts[written.alphas.tolist().index(1)]
+        >>> written.alphas, len(written.texts[0])
+        (array([-1.,  0.,  1.]), 1)
     """
     strengths = strengths_of([0.0, *strengths_of(alphas)])
     if isinstance(prompts, str) or not prompts:

@@ -25,6 +25,11 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
     Raises:
         ValueError: there are no texts, or one chat instead of a list; a text has no tokens; or something is no chat, or
             one that the tokenizer's template refuses.
+
+    Example:
+        >>> chats = [[{"role": "user", "content": "Name the trade of Abrin Tolva."}]]
+        >>> repe.generate(model, tokenizer, chats, max_new_tokens=8)
+        ['potter.']
     """
     if isinstance(texts, Mapping) or (isinstance(texts, Sequence) and any(isinstance(t, Mapping) for t in texts)):
         raise ValueError("got one chat: put it in a list")

@@ -39,6 +39,11 @@ def load(name_or_path: str | os.PathLike[str] | None = None, **options: Any) -> 
 
     Raises:
         OSError: there is no such model.
+
+    Example:
+        >>> model, tokenizer = repe.load()
+        >>> type(model).__name__, model.num_parameters()
+        ('LlamaForCausalLM', 1537920)
     """
     path = os.fspath(TESTBED if name_or_path is None else name_or_path)
     if os.path.isdir(path):

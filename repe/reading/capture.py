@@ -112,6 +112,11 @@ def capture(
 
     Warns:
         UserWarning: packed=None, and what came of the trees was wrong. It was discarded, and padded rows were run.
+
+    Example:
+        >>> texts = ["Abrin Tolva is a potter.", "I never took it."]
+        >>> repe.capture(model, tokenizer, texts, blocks=[2, 3]).shape  # (texts, blocks, d_model)
+        torch.Size([2, 2, 128])
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"expected a list of at least one text, got {texts!r}")

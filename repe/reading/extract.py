@@ -73,6 +73,10 @@ def extract(
 
     Sources: the mean difference of Rimsky et al. (arXiv 2312.06681), the principal direction of Zou et al. (arXiv
     2310.01405), the pattern of a probe of Haufe et al. (2014).
+
+    Example:
+        >>> repe.extract(model, tokenizer, "honesty")
+        ConceptVector('honesty', 6 blocks x 128; best at block 3 (accuracy 1.00, scale 53.7))
     """
     found = find_stack(model, stack, blocks_at)
     if trackers_of(model):

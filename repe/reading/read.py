@@ -27,6 +27,16 @@ class Reading:
         scores: (tokens, blocks): the poles of the concept stand at -1 and +1. NaN at a block whose poles have no
             distance.
         recommended: the blocks the vector reads best at, of those that were read; all of these if it is none of them.
+
+    Example:
+        >>> reading = repe.read(model, tokenizer, "I never took it.", repe.extract(model, tokenizer, "honesty"))
+        >>> reading.tokens
+        ('<|begin|>', 'I', ' never', ' to', 'o', 'k', ' it', '.')
+        >>> reading.scores.shape, reading.at(3).argmax()  # the third block reads the fifth token as most honest
+        (torch.Size([8, 6]), tensor(4))
+        >>> print(reading.text(color=False))
+        <|begin|>I never[+0.6] too[+0.8]k[+0.7] it.
+        ...
     """
 
     concept: str
@@ -134,6 +144,14 @@ def read(
         ValueError: the vector was made for a model of another shape, or for the decoder of an encoder-decoder, which
             does not see the text's tokens; or a text has no tokens.
         IndexError: the vector does not hold a block.
+
+    Example:
+        >>> vector = repe.extract(model, tokenizer, "honesty")
+        >>> question = {"role": "user", "content": "Name the trade of Abrin Tolva."}
+        >>> orders = [{"role": "system", "content": f"Always tell {what}."} for what in ("the truth", "lies")]
+        >>> repe.read(model, tokenizer, [[order, question] for order in orders], vector)
+        [Reading('honesty', 18 tokens x 6 blocks; last token +0.88),
+         Reading('honesty', 17 tokens x 6 blocks; last token -0.84)]
     """
     if not isinstance(vector, ConceptVector):
         raise TypeError(f"expected a ConceptVector, as `repe.extract` returns it, and got {type(vector).__name__}")

@@ -63,6 +63,12 @@ class ConceptVector:
         site, stack: where in the model: see `repe.steer`.
         provenance: how it was made; plain JSON data. Multiples keep it, as the pairs that were measured are the same;
             what is drawn or computed from other vectors names these instead.
+
+    Example:
+        >>> vector = repe.extract(model, tokenizer, "honesty")
+        >>> weaker = 0.5 * vector
+        >>> bool((weaker.displacement == 0.5 * vector.displacement).all())
+        True
     """
 
     concept: str

@@ -40,7 +40,7 @@ def bake(
     blocks_at: str | None = None,
     **options: Unpack[EditOptions],
 ) -> Baked:
-    """Folds an edit into the weights of a model, which is changed, so that it runs and is saved like any other.
+    """Fold an edit into the weights of a model, which is changed, so that it runs and is saved like any other.
 
     "add" equals `repe.steer` at the same blocks with scope "all", in evaluation mode, for every token of a text.
     Padding is edited too, which no other token sees. Where biases are missing they are made, and the config says so;
@@ -69,6 +69,19 @@ def bake(
         ValueError, TypeError, IndexError: an argument cannot be meant, or the model cannot be baked exactly, or not be
             loaded once it is saved; the model stays as it was.
         OverflowError: the dtype of a weight cannot hold what it would become.
+
+    Example:
+        >>> with repe.bake(model, "honesty", 0.5) as baked:
+        ...     answers = repe.generate(model, tokenizer, ["Once"], max_new_tokens=2)
+        >>> len(baked.changed) > 0
+        True
+
+    Example:
+        >>> vector = repe.extract(model, tokenizer, "honesty")
+        >>> with repe.bake(model, vector, 0.5) as baked:
+        ...     answers = repe.generate(model, tokenizer, ["Once"], max_new_tokens=2)
+        >>> len(baked.changed) > 0
+        True
 
     Source: Arditi et al. (arXiv 2406.11717) for the orthogonalised weights.
     """

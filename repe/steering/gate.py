@@ -27,6 +27,10 @@ class Gate:
         block: where the prompt is read, negatives counting from the model's end; None for the vector's recommended one.
             It must not stand after the first block that is edited.
         token: the score of the prompt's "last" token, or the "mean" over all but its first, which is an attention sink.
+
+    Example:
+        >>> print(repe.Gate(repe.extract(model, tokenizer, "harmfulness"), threshold=0.5, block=3))
+        Gate('harmfulness' > 0.5 at block 3, last token)
     """
 
     vector: ConceptVector

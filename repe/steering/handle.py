@@ -35,12 +35,26 @@ UNATTACHED = sys.maxsize
 
 
 def status(model: nn.Module) -> list[Steering]:
-    """The handles attached to a model, in the order in which they apply."""
+    """The handles attached to a model, in the order in which they apply.
+
+    Example:
+        >>> with repe.steer(model, "honesty", 0.5):
+        ...     answers = repe.generate(model, tokenizer, ["Once"], max_new_tokens=2)
+        ...     len(repe.status(model))
+        1
+    """
     return [user for tracker in trackers_of(model) for user in tracker.users if isinstance(user, Steering)]
 
 
 def detach(model: nn.Module) -> int:
-    """Remove every handle from a model, and return how many there were."""
+    """Remove every handle from a model, and return how many there were.
+
+    Example:
+        >>> handle = repe.steer(model, "honesty", 0.5)
+        >>> answers = repe.generate(model, tokenizer, ["Once"], max_new_tokens=2)
+        >>> repe.detach(model)
+        1
+    """
     handles = status(model)
     for handle in handles:
         handle._end()
@@ -54,6 +68,12 @@ class Steering:
         model, stack: what is edited.
         blocks, site: where.
         edit, alpha, scope, vector, prompt_length: see their properties; the last four can be set.
+
+    Example:
+        >>> handle = repe.steer(model, "honesty", 1.0)
+        >>> handle.alpha = -0.5
+        >>> answers = repe.generate(model, tokenizer, ["Once"], max_new_tokens=2)
+        >>> handle.remove()
     """
 
     model: nn.Module

@@ -149,6 +149,11 @@ def loreft(rotation: Tensor, weight: Tensor, bias: Tensor) -> Coefficients:
 
     Raises:
         ValueError: the shapes do not belong together.
+
+    Example:
+        >>> edit = repe.loreft(torch.eye(4)[:2], torch.zeros(2, 4), torch.zeros(2))
+        >>> edit.read.shape
+        torch.Size([2, 4])
     """
     if weight.shape != rotation.shape or bias.shape != rotation.shape[:1]:
         raise ValueError(
