@@ -14,6 +14,7 @@ import torch
 
 import repe
 from repe.data.items import Item, load_items
+from repe.display import table
 from repe.models.generate import generate
 from repe.testbed import FOLDER
 
@@ -67,10 +68,12 @@ def show_answers(model: Any, tokenizer: Any, vector: repe.ConceptVector, items: 
     for alpha in alphas:
         with repe.steer(model, vector, alpha):
             columns.append(generate(model, tokenizer, [item.prompt for item in items], max_new_tokens=16))
-    print(f"\n{'question, with no persona':<44}{'truth':<14}" + "".join(f"{f'alpha {a:+g}':<14}" for a in alphas))
-    for item, *answers in zip(items, *columns, strict=True):
-        question = item.prompt[-1]["content"]
-        print(f"{question:<44}{item.options[item.answer]:<14}" + "".join(f"{a:<14}" for a in answers))
+    heads = ["question, with no persona", "truth", *(f"alpha {alpha:+g}" for alpha in alphas)]
+    rows = [
+        [item.prompt[-1]["content"], item.options[item.answer], *answers]
+        for item, *answers in zip(items, *columns, strict=True)
+    ]
+    print(f"\n{table('', heads, rows)}")
 
 
 def draw(vector: repe.ConceptVector, curve: repe.TradeoffCurve, path: Any) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from repe.display import table
 from repe.measuring.curve import ByValue
 from repe.measuring.intervals import Array
 from repe.measuring.scoring import TransformersScorer, strengths_of
@@ -78,9 +79,7 @@ class Writings(ByValue):
         heads = ["alpha", *self._measures]
         means = [_means(array) for array in self._measures.values()]
         rows = [[f"{number:.3g}" for number in row] for row in zip(self.alphas, *means, strict=True)]
-        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-        lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in (heads, *rows)]
-        return "\n".join([f"texts after {len(self.prompts)} prompts, means by strength", *lines])
+        return str(table(f"texts after {len(self.prompts)} prompts, means by strength", heads, rows))
 
     __repr__ = __str__
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repe.display import table
 from repe.models.blocks import Stack, device_of, find_stack
 from repe.models.families import CLOSING
 from repe.reading.capture import evaluating, recording
@@ -42,7 +43,7 @@ class Findings:
     def __str__(self) -> str:
         rows = dict.fromkeys(self.exact, "exact") | {name: f"refused: {why}" for name, why in self.refused.items()}
         rows |= {name: f"WRONG: {how}" for name, how in self.wrong.items()}
-        return "\n".join([f"family {self.family!r}", *(f"{name:<8}{fact}" for name, fact in rows.items())])
+        return str(table(f"family {self.family!r}", ["", ""], rows.items()))
 
 
 def check(model: nn.Module, *, stack: str = "decoder", blocks_at: str | None = None) -> Findings:

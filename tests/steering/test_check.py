@@ -49,9 +49,7 @@ def test_a_model_is_left_as_it_was() -> None:
 def test_what_was_found_is_shown() -> None:
     assert str(check(repe.load()[0])) == ("family 'llama'\nsites   exact\ntrees   exact\nadd     exact\nablate  exact")
     found = Findings("mine", ("sites",), {"add": "it has no bias"}, {"trees": "they differ by 2"})
-    assert (
-        str(found) == "family 'mine'\nsites   exact\nadd     refused: it has no bias\ntrees   WRONG: they differ by 2"
-    )
+    assert str(found) == "family 'mine'\nsites  exact\nadd    refused: it has no bias\ntrees  WRONG: they differ by 2"
 
 
 # an entry that is wrong
