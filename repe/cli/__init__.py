@@ -103,7 +103,7 @@ def extract(
     device: ask.Device = None,
     reader: ask.Reader = None,
     blocks: ask.Blocks = "all",
-    site: Annotated[str, typer.Option(help="block, attention, mlp or embedding.")] = "block",
+    site: ask.Site = None,
     held_out: Annotated[float, typer.Option(help="The share of templates and items held out.")] = 0.25,
     seed: ask.Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts a forward pass.")] = 32,
@@ -116,8 +116,8 @@ def extract(
     from repe.reading.extract import extract
 
     vector = extract(
-        loaded, tokenizer, concept, blocks=blocks, site=site, held_out=held_out, seed=seed, batch_size=batch_size,
-        progress=is_watched(), **ask.given({"reader": reader}),
+        loaded, tokenizer, concept, blocks=blocks, held_out=held_out, seed=seed, batch_size=batch_size,
+        progress=is_watched(), **ask.given({"reader": reader, "site": site}),
     )  # fmt: skip
     path = vector.save(out or f"{vector.concept}.safetensors")
     return Answer({**stored.about(vector), "file": path}, f"{vector.text()}\nsaved: {path}")
@@ -280,26 +280,24 @@ def calibrate(
     device: ask.Device = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the vector for more of it goes.")] = None,
     readers: ask.Readers = None,
-    blocks: ask.Blocks = "all",
     alignment: ask.Alignment = None,
     helpfulness: ask.Skills = "skills",
     neutral: ask.Neutral = "neutral",
     limit: Annotated[float, typer.Option(help="Of the divergence, in nats a token.")] = 1.0,
     budget: ask.Budget = 0.05,
-    edit: ask.Kind = None,
-    scope: ask.Scope = None,
     seed: ask.Seed = 0,
+    **editing: Unpack[ask.Editing],
 ) -> Answer:
     """Choose reader, block and alpha together.
 
     They are chosen by what steering there does, for more and for less of the concept, and tested on other items.
     """
-    options = ask.given({"readers": readers, "edit": edit, "scope": scope})
+    options = ask.given({"readers": readers, **editing})
     loaded, tokenizer = ask.load(model, device)
     from repe.measuring.calibrate import calibrate
 
     found = calibrate(
-        loaded, tokenizer, concept, blocks=blocks, alignment=alignment, helpfulness=helpfulness,
+        loaded, tokenizer, concept, alignment=alignment, helpfulness=helpfulness,
         neutral=neutral, limit=limit, budget=budget, seed=seed, progress=is_watched(), **options,
     )  # fmt: skip
     if out is not None and not found.more.alpha:
@@ -320,15 +318,13 @@ def bake(
     out: Annotated[Path, typer.Option("--out", "-o", help="The new model's folder.")],
     model: ask.Model = None,
     device: ask.Device = None,
-    edit: ask.Kind = None,
-    blocks: ask.Blocks = None,
-    unit: ask.Unit = None,
+    **editing: Unpack[ask.Editing],
 ) -> Answer:
     """Fold steering into a model's weights.
 
     What is saved is an ordinary checkpoint, which costs nothing more to run.
     """
-    options = ask.given({"edit": edit, "blocks": blocks, "unit": unit})
+    options = ask.given(editing)
     if not steer:
         raise typer.BadParameter("name what to bake, as in --steer honesty=1.5", param_hint="--steer")
     if out.exists():
@@ -336,8 +332,8 @@ def bake(
     loaded, tokenizer = ask.load(model, device)
     from repe.steering.bake import bake
 
-    chosen = [(ask.vectors_of(loaded, tokenizer, concept), alpha) for concept, alpha in steer]
-    baked = [bake(loaded, vectors, alpha, **options) for vectors, alpha in chosen]
+    edits = [(ask.edit_of(loaded, tokenizer, concept, **options), alpha) for concept, alpha in steer]
+    baked = [bake(loaded, edit, alpha) for edit, alpha in edits]
     with draft_of(out) as folder:
         loaded.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -21,7 +21,6 @@ import typer
 from repe.cli.terminal import is_watched
 
 if TYPE_CHECKING:
-    from repe.reading.vector import ConceptVector
     from repe.steering.edit import Edit
 
 LONGEST = 256  # tokens of an answer
@@ -59,6 +58,7 @@ class Listed:
 KINDS = Listed("repe.steering.kinds", "KINDS")
 UNITS = Listed("repe.steering.kinds", "UNITS")
 SCOPES = Listed("repe.steering.scope", "NAMED_SCOPES")
+SITES = Listed("repe.models.blocks", "SITES")
 READERS = Listed("repe.reading.readers", "NAMES")
 
 
@@ -140,10 +140,13 @@ Scope = Annotated[Any, typer.Option(
          "2:-1, or positions as in 0,1,-1.")]
 Blocks = Annotated[Any, typer.Option(
     metavar="BLOCKS", parser=blocks_of,
-    help="all, numbers as in 2,3, or for edits auto (their default): those that the vector recommends.")]
+    help="Numbers as in 2,3; all; or for edits auto (their default), which are those that the vector recommends.")]
 Unit = Annotated[str | None, typer.Option(
     metavar="UNIT", autocompletion=UNITS.names, parser=UNITS.checked,
     help="What alpha counts, such as gap (the default) or norm.")]
+Site = Annotated[str | None, typer.Option(
+    metavar="SITE", autocompletion=SITES.names, parser=SITES.checked,
+    help="Where in the model: block (the default: the residual stream), attention, mlp, ...")]
 Reader = Annotated[str | None, typer.Option(
     metavar="READER", autocompletion=READERS.names, parser=READERS.checked,
     help="How the direction is fitted. [default: mean]")]
@@ -271,17 +274,12 @@ def vector_of(model: Any, tokenizer: Any, concept: str) -> Any:
         return resolve(model, concept, tokenizer)
 
 
-def vectors_of(model: Any, tokenizer: Any, concept: str) -> list[ConceptVector]:
-    """The vector of a concept, or those of several with a + between them, which span a plane."""
-    names = [concept] if os.path.exists(concept) else concept.split("+")
-    return [vector_of(model, tokenizer, name) for name in names]
-
-
 def edit_of(model: Any, tokenizer: Any, concept: str, **options: Any) -> Edit:
-    """The edit along what `vectors_of` finds."""
+    """The edit along a concept, or along several with a + between them, which span a plane."""
     from repe.steering.edit import Edit
 
-    return Edit.of(vectors_of(model, tokenizer, concept), **options)
+    names = [concept] if os.path.exists(concept) else concept.split("+")
+    return Edit.of([vector_of(model, tokenizer, name) for name in names], **options)
 
 
 @contextmanager

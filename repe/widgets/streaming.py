@@ -12,7 +12,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ ROWS = 3
 PLAIN = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 LONGEST_WORD = 24  # what is longer comes from a script that does not part its words
 LARGEST_EXPONENT = 700.0
+NOTHING = torch.empty(0)
 # Handles act on a whole model, whichever thread runs it: two streams at once would steer each other.
 ONE_AT_A_TIME = threading.Lock()
 
@@ -64,12 +65,12 @@ class Side:
         ended: whether there is no more to come.
     """
 
-    pieces: tuple[str, ...]
-    scores: Tensor
-    unsteered_scores: Tensor
-    surprisal: tuple[float, ...]
-    divergence: tuple[float, ...]
-    ended: bool
+    pieces: tuple[str, ...] = ()
+    scores: Tensor = NOTHING
+    unsteered_scores: Tensor = NOTHING
+    surprisal: tuple[float, ...] = ()
+    divergence: tuple[float, ...] = ()
+    ended: bool = False
 
     @property
     def text(self) -> str:
@@ -206,39 +207,30 @@ class Line:
     def __init__(self, tokenizer: Any, row: int, reader: int, ends: set[int]) -> None:
         self.tokenizer, self.row, self.reader, self.ends = tokenizer, row, reader, ends
         self.written = Pieces(tokenizer)
-        self.pieces: list[str] = []
-        self.scores: list[Tensor] = []
-        self.unsteered_scores: list[Tensor] = []
-        self.surprisal: list[float] = []
-        self.divergence: list[float] = []
-        self.ended = False
+        self.side = Side()
 
     def add(self, tokens: Tensor, log_p: Tensor, scores: Tensor) -> None:
         """Take the token of its row: `tokens` (rows,), chosen from `log_p` (rows, vocabulary), read as `scores`."""
-        if self.ended:
-            return
-        token, reader, writer = int(tokens[self.row]), log_p[self.reader], log_p[self.row]
-        self.pieces.append(self.written.add(token))
-        self.scores.append(scores[self.row])
-        self.unsteered_scores.append(scores[self.reader])
-        self.surprisal.append(-float(reader[token]))
-        self.divergence.append(float(divergence(reader, writer)))
-        self.ended = token in self.ends
+        side, token, reader = self.side, int(tokens[self.row]), log_p[self.reader]
+        if not side.ended:
+            self.side = Side(
+                (*side.pieces, self.written.add(token)),
+                torch.cat([side.scores, scores[None, self.row]]),
+                torch.cat([side.unsteered_scores, scores[None, self.reader]]),
+                (*side.surprisal, -float(reader[token])),
+                (*side.divergence, float(divergence(reader, log_p[self.row]))),
+                token in self.ends,
+            )
 
     def end(self) -> None:
         """No more is to come: the decoder has the last word, which may tidy up what it wrote before."""
-        self.ended = True
-        if self.pieces:
-            self.pieces[-1] += self.written.rest()
+        *pieces, last = *self.side.pieces, self.written.rest()
+        if pieces:
+            pieces[-1] += last
         whole = str(self.tokenizer.decode(self.written.ids, skip_special_tokens=True))
-        if whole != "".join(self.pieces):
-            self.pieces = [*[""] * (len(self.pieces) - 1), whole]
-
-    def side(self) -> Side:
-        scores, unsteered = (
-            torch.stack(rows) if rows else torch.empty(0, 0) for rows in (self.scores, self.unsteered_scores)
-        )
-        return Side(tuple(self.pieces), scores, unsteered, tuple(self.surprisal), tuple(self.divergence), self.ended)
+        if whole != "".join(pieces):
+            pieces = [*[""] * (len(pieces) - 1), whole]
+        self.side = replace(self.side, pieces=tuple(pieces), ended=True)
 
 
 class Watch(LogitsProcessor):
@@ -315,7 +307,7 @@ def _last_token(hidden: Tensor) -> Tensor:
 
 
 def sides_of(pair: Sequence[Line]) -> Sides:
-    return pair[0].side(), pair[1].side()
+    return pair[0].side, pair[1].side
 
 
 def _mean(values: Sequence[float]) -> float:

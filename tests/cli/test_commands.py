@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import repe
 from repe import cli
 from repe.cli import arguments, terminal
+from repe.models.blocks import SITES
 from repe.models.files import draft_of
 from repe.models.load import home_of
 from repe.reading import readers, store
@@ -98,9 +99,9 @@ def test_every_command_and_option_is_explained(run, words):
     ("listed", "names"),
     [
         (arguments.KINDS, kinds.KINDS), (arguments.UNITS, kinds.UNITS),
-        (arguments.SCOPES, NAMED_SCOPES), (arguments.READERS, readers.NAMES),
+        (arguments.SCOPES, NAMED_SCOPES), (arguments.SITES, SITES), (arguments.READERS, readers.NAMES),
     ],
-    ids=["edit", "unit", "scope", "reader"],
+    ids=["edit", "unit", "scope", "site", "reader"],
 )  # fmt: skip
 def test_the_choices_are_those_of_the_library(listed, names):
     assert listed.names() == [*map(listed.checked, names)] == [*names]
@@ -276,7 +277,7 @@ def test_a_plus_joins_concepts_to_a_plane(run, testbed, tmp_path, words, how):
     for plane in ("honesty+happiness", "happiness+honesty"):
         said = data(run("generate", "The road", "--raw", "-n", "12", "-s", f"{plane}=1", *words, "--json"))["answers"]
         assert ([row["answer"] for row in said] == expected) is (plane == "honesty+happiness" or "theta" not in how)
-    assert [v.concept for v in arguments.vectors_of(model, tokenizer, str(file))] == ["happiness"]
+    assert arguments.edit_of(model, tokenizer, str(file)).name == "happiness"
 
 
 def test_texts_come_from_arguments_standard_input_and_files(run, tmp_path):
