@@ -147,8 +147,9 @@ def calibrate(
             that is not positive.
 
     Example:
-        >>> found = repe.calibrate(model, tokenizer, "honesty", readers="mean", blocks=[2, 3])
-        >>> handle = repe.steer(model, found.more.vector, found.more.alpha)
+        >>> found = repe.calibrate(model, tokenizer, "honesty", readers="mean", blocks=3)
+        >>> found.more.trial.block, found.more.alpha > 0
+        (3, True)
 
     Sources: blocks by what writing there does, as Arditi et al. (arXiv 2406.11717) choose theirs; the divergence as the
     common measure of strength, as Tan et al. (arXiv 2407.12404).

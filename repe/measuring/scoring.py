@@ -162,7 +162,8 @@ class TransformersScorer:
 
     Example:
         >>> scorer = TransformersScorer(model, tokenizer)
-        >>> scorer.log_likelihoods([Answer((1, 5, 6), begins=2)], Edit.of(vector), [-1.0, 0.0, 1.0]).log_p.shape
+        >>> edit = Edit.of(repe.extract(model, tokenizer, "honesty"))
+        >>> scorer.log_likelihoods([Answer((1, 5, 6), begins=2)], edit, [-1.0, 0.0, 1.0]).log_p.shape
         torch.Size([3, 1])
     """
 
@@ -350,7 +351,9 @@ def log_likelihoods(
         OverflowError: logits that are not finite.
 
     Example:
-        >>> log_likelihoods(model, tokenizer, [Item("one and one is", (" two", " three"))])
+        >>> (found,) = log_likelihoods(model, tokenizer, [Item("one and one is", (" two", " three"))])
+        >>> found.shape
+        torch.Size([2])
     """
     scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)
     found = scorer.log_likelihoods(answers_of(tokenizer, items), None, [0.0]).log_p[0]
