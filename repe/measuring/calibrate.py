@@ -147,7 +147,7 @@ def calibrate(
             that is not positive.
 
     Example:
-        >>> found = repe.calibrate(model, tokenizer, "honesty", readers="mean", blocks=[3])
+        >>> found = repe.calibrate(model, tokenizer, "honesty", readers="mean", blocks=3)
         >>> found.more.trial.block, found.more.alpha > 0
         (3, True)
 

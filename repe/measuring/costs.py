@@ -51,9 +51,10 @@ def costs(
         OverflowError: as `repe.measuring.sweep` raises it.
 
     Example:
-        >>> texts = ["A plain text that has nothing to do with it.", "Another one."]
-        >>> repe.measuring.costs(model, tokenizer, "honesty", texts, [0, 1, 2]).kl.shape  # (alphas, texts)
-        (3, 2)
+        >>> texts = repe.measuring.texts_of("neutral", model)[:5]
+        >>> found = repe.measuring.costs(model, tokenizer, "honesty", texts, [0, 1, 2])
+        >>> found.kl.shape
+        (3, 5)
     """
     strengths = strengths_of(alphas)
     edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)

@@ -71,10 +71,6 @@ def scores(
         ImportError: lm-eval is not installed.
         ValueError: the task's output is not of the type multiple_choice, a document has no single right choice, or what
             `evaluate` raises.
-
-    Example:
-        >>> from repe.measuring import harness
-        >>> harness.scores(model, tokenizer, "honesty", "arc_easy", [-1, 0, 1], limit=100)  # doctest: +SKIP
     """
     strengths = strengths_of(alphas)
     loaded = _loaded([task], task_folder, num_fewshot, _check_choices)
@@ -149,8 +145,8 @@ def evaluate(
         UserWarning: contexts were too long for the model, and lost their first tokens.
 
     Example:
-        >>> from repe.measuring import harness
-        >>> harness.evaluate(model, tokenizer, "honesty", ["arc_easy", "gsm8k"], [0, 1], limit=20)  # doctest: +SKIP
+        >>> of = model, tokenizer, "honesty"
+        >>> harness.evaluate(*of, ["arc_easy", "gsm8k"], [0, 1], limit=20)  # doctest: +SKIP
     """
     strengths = strengths_of(alphas)
     asked = [tasks] if isinstance(tasks, str | Mapping) else list(tasks)
@@ -291,6 +287,10 @@ def answer_of(context: Sequence[int], continuation: Sequence[int], longest: int)
 
     Raises:
         ValueError: the continuation has no tokens, or more than the model reads.
+
+    Example:
+        >>> answer_of([1, 2, 3], [4], longest=2)
+        Answer(ids=(2, 3, 4), begins=2)
     """
     if not 0 < len(continuation) <= longest:
         raise ValueError(f"a continuation has {len(continuation)} tokens, and the model reads 1 to {longest}")

@@ -37,9 +37,9 @@ class Record:
     Example:
         >>> edit = Edit.of(repe.extract(model, tokenizer, "honesty"))
         >>> record = Record.open("measured.jsonl", model)
-        >>> record.add("text", edit, [(name_of("a prompt"), [0.0, 1.0], ["as it is", "as it was wanted"])])
-        >>> record.known("text", edit, [name_of("a prompt")], lambda text, value: isinstance(value, str))
-        [{0.0: 'as it is', 1.0: 'as it was wanted'}]
+        >>> record.add("text", None, [(name_of("a prompt"), [0.0], ["what was written"])])
+        >>> record.known("text", None, [name_of("a prompt")], lambda text, value: isinstance(value, str))
+        [{0.0: 'what was written'}]
     """
 
     def __init__(self, path: Path | None = None) -> None:

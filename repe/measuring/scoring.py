@@ -161,9 +161,9 @@ class TransformersScorer:
         ValueError: the model does not predict every token from those before it alone, or `resume` holds something else.
 
     Example:
-        >>> vector = repe.extract(model, tokenizer, "honesty")
         >>> scorer = TransformersScorer(model, tokenizer)
-        >>> scorer.log_likelihoods([Answer((1, 5, 6), begins=2)], Edit.of(vector), [-1.0, 0.0, 1.0]).log_p.shape
+        >>> edit = Edit.of(repe.extract(model, tokenizer, "honesty"))
+        >>> scorer.log_likelihoods([Answer((1, 5, 6), begins=2)], edit, [-1.0, 0.0, 1.0]).log_p.shape
         torch.Size([3, 1])
     """
 
@@ -351,8 +351,8 @@ def log_likelihoods(
         OverflowError: logits that are not finite.
 
     Example:
-        >>> (of_options,) = log_likelihoods(model, tokenizer, [Item("one and one is", (" two", " three"))])
-        >>> of_options.shape
+        >>> (found,) = log_likelihoods(model, tokenizer, [Item("one and one is", (" two", " three"))])
+        >>> found.shape
         torch.Size([2])
     """
     scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)

@@ -60,10 +60,10 @@ def sweep(
         UserWarning: trees of shared prefixes came out wrong for this model; padded rows were run instead.
 
     Example:
-        >>> items = repe.measuring.items_of("skills", model)[:8]
+        >>> items = repe.measuring.items_of("skills", model)[:20]
         >>> scores = repe.measuring.sweep(model, tokenizer, "honesty", {"skills": items}, [-1, 0, 1])
-        >>> scores["skills"].probability.shape  # (alphas, items)
-        (3, 8)
+        >>> scores["skills"].accuracy.shape
+        (3, 20)
     """
     strengths, exam = strengths_of(alphas), Exam(tokenizer, tasks)
     edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)

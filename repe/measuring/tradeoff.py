@@ -78,9 +78,11 @@ def tradeoff(
         ValueError: a task is not known or malformed; or what `repe.measuring.sweep` raises.
 
     Example:
-        >>> curve = repe.tradeoff(model, tokenizer, "honesty", [-0.5, 0, 0.5], controls=2)
-        >>> print(curve.best())
-        alpha 0.5 for a loss of at most 0.05: ...
+        >>> facts, skills = (repe.measuring.items_of(name, model)[:40] for name in ("honesty", "skills"))
+        >>> measured_on = {"alignment": facts, "helpfulness": skills}
+        >>> curve = repe.tradeoff(model, tokenizer, "honesty", [-1, 1], **measured_on, controls=2)
+        >>> curve.alphas.tolist()
+        [-1.0, 0.0, 1.0]
 
     Sources: Wolf et al. (arXiv 2401.16332); the control, and a strength chosen on one half of the items and reported on
     the other, as in AxBench (Wu et al., arXiv 2501.17148).

@@ -124,9 +124,10 @@ def write(
             `resume`), `resume` holds something else, or what `repe.steer` raises.
 
     Example:
-        >>> written = repe.measuring.write(model, tokenizer, "honesty", ["Two and two is"], [-1, 1], max_new_tokens=5)
-        >>> written.alphas, len(written.texts[0])
-        (array([-1.,  0.,  1.]), 1)
+        >>> question = [{"role": "user", "content": "What is 21 minus 4?"}]
+        >>> written = repe.measuring.write(model, tokenizer, "honesty", [question], [-1, 1], max_new_tokens=8)
+        >>> written.alphas.tolist()
+        [-1.0, 0.0, 1.0]
     """
     strengths = strengths_of([0.0, *strengths_of(alphas)])
     if isinstance(prompts, str) or not prompts:

@@ -210,7 +210,7 @@ class Registration:
         self.family = family
 
     def remove(self) -> None:
-        """Takes the family back. Does nothing the second time."""
+        """Take the family back. Do nothing the second time."""
         if self.family in _FAMILIES:
             _FAMILIES.remove(self.family)
 
@@ -232,7 +232,7 @@ class Registration:
 
 
 def register(family: Family) -> Registration:
-    """Makes a family known to all of the library, in this process: to sites, to trees of prefixes and to baking.
+    """Make a family known to all of the library, in this process: to sites, to trees of prefixes and to baking.
 
     Args:
         family: its entry. `known_families()` lists what is there, and `dataclasses.replace` makes one of another.

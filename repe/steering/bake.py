@@ -118,7 +118,7 @@ class Baked:
         put([(swap.owner, swap.name, swap.latter) for swap in swaps])
 
     def undo(self) -> None:
-        """Brings back the former weights, config and modules: the very same objects. Does nothing the second time.
+        """Bring back the former weights, config and modules: the very same objects. Do nothing the second time.
 
         Raises:
             RuntimeError: what was baked, or what it was before, has been written to or moved since.
@@ -195,7 +195,7 @@ class Writer:
 
 
 def _fold(model: nn.Module, writer: Writer, value: Any, strength: float, constants: Coefficients) -> Swap:
-    """Applies an edit to what a parameter writes, or one that is made for it: `value`."""
+    """Apply an edit to what a parameter writes, or one that is made for it: `value`."""
     label = writer.label(model)
     _check_plain(model, label, value)
     rows = value.movedim(writer.axis, -1)

@@ -35,7 +35,7 @@ def seal(value: Any) -> Any:
 
 
 def put(values: Sequence[tuple[Any, str, Any]]) -> None:
-    """Sets attributes (owner, name, value), all of them or none."""
+    """Set attributes (owner, name, value), all of them or none."""
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
     try:
         for owner, name, value in values:

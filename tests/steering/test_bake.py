@@ -672,6 +672,15 @@ def test_parts_that_are_not_known_are_refused() -> None:
         bake(model, oracles.vector(), blocks=3)
 
 
+@pytest.mark.parametrize("edit", ["add", "ablate"])
+@pytest.mark.parametrize("weight", [0.5, nn.Parameter(torch.ones(zoo.D_MODEL))], ids=["number", "tensor"])
+def test_blocks_that_weigh_what_they_add_are_refused(weight: Any, edit: str) -> None:
+    model = zoo.build("llama")
+    find_stack(model).blocks[BLOCK].layer_scale = weight
+    with pytest.raises(ValueError, match="the arithmetic of its blocks, LlamaDecoderLayer, is not known"):
+        bake(model, oracles.vector(), edit=edit)
+
+
 def test_norms_behind_the_sum_cannot_be_ablated() -> None:
     model = variant("opt", do_layer_norm_before=False)
     with pytest.raises(ValueError, match=A_NORM):
