@@ -284,10 +284,10 @@ class TransformersScorer:
         stack = find_stack(self.model, "decoder" if edit is None else edit.stack, self.blocks_at)
         why_not = why_padded(self.model, stack, edit)
         scope = "all" if edit is None else edit.scope
-        if isinstance(scope, tuple):
-            check_inside(scope, min(answer.begins for answer in answers))
-        trees, edited = ([], []) if why_not else self._trees(answers, scope, stack.d_model)
         with self.steered(edit) as handle:
+            if isinstance(scope, tuple):
+                check_inside(scope, min(answer.begins for answer in answers))
+            trees, edited = ([], []) if why_not else self._trees(answers, scope, stack.d_model)
             fan = kind(self.model, stack, handle, answers, torch.tensor(alphas), self.batch_tokens, edited)
             batches = in_trees(trees, stack.module, fan.fits)
             if trees and edit is None and not pays(batches, fan.rows, stack.d_model):
