@@ -16,9 +16,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from repe.reading.readers import LinearDiscriminant, LogisticProbe, MeanDifference, PrincipalDirection, directions, make
+from repe.reading.readers import (
+    NAMES,
+    LinearDiscriminant,
+    LogisticProbe,
+    MeanDifference,
+    PrincipalDirection,
+    directions,
+    make,
+)
 
-READERS = [MeanDifference(), PrincipalDirection(), LogisticProbe(), LinearDiscriminant()]
+READERS = [make(name) for name in NAMES]
 D = 8
 
 
@@ -349,7 +357,7 @@ def test_an_estimator_is_copied_unfitted():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("maen", "no reader is called 'maen': did you mean 'mean'\\? There are 'mean', 'pca', 'probe', 'lda'"),
+        ("maen", "no reader is called 'maen': did you mean 'mean'.*There are 'mean', 'pca', 'probe', 'lda'"),
         ("PCA", "did you mean 'pca'"),
         ("xyz", "no reader is called 'xyz': There are"),
     ],

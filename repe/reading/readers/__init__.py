@@ -20,9 +20,21 @@ from repe.reading.readers.mean_difference import MeanDifference
 from repe.reading.readers.principal_direction import PrincipalDirection
 from repe.reading.readers.reader import Floats, mean_difference, normalised, pattern
 
-__all__ = ["LinearDiscriminant", "LogisticProbe", "MeanDifference", "PrincipalDirection", "directions", "make"]
+__all__ = [
+    "LinearDiscriminant",
+    "LogisticProbe",
+    "MeanDifference",
+    "PrincipalDirection",
+    "directions",
+    "make",
+]
 
-NAMES = {"mean": MeanDifference, "pca": PrincipalDirection, "probe": LogisticProbe, "lda": LinearDiscriminant}
+NAMES = {
+    "mean": MeanDifference,
+    "pca": PrincipalDirection,
+    "probe": LogisticProbe,
+    "lda": LinearDiscriminant,
+}
 
 
 def make(reader: str | BaseEstimator) -> BaseEstimator:
