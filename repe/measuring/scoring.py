@@ -251,7 +251,8 @@ class TransformersScorer:
         alphas: Sequence[float],
     ) -> list[Tensor]:
         """(values, alphas, numbers) of every answer."""
-        strengths = [0.0] if edit is None else [*alphas]
+        asked = [0.0] * len(alphas) if edit is None else [alpha + 0.0 for alpha in alphas]  # -0 is 0
+        strengths = [*dict.fromkeys(asked)]
         names = [name_of([answer.ids, answer.begins]) for answer in answers]
         found = [torch.empty(kind.values, len(strengths), kind.numbers(answer)) for answer in answers]
         known = self.record.known(kind.kind, edit, names, lambda i, value: _fits(value, found[i][:, 0].shape))
@@ -270,7 +271,7 @@ class TransformersScorer:
                     rows = ((names[i], lacking, result.transpose(0, 1).tolist()) for i, result in measured.items())
                     self.record.add(kind.kind, edit, rows)
                     bar.update(len(measured))
-        return found if edit is not None else [table.expand(-1, len(alphas), -1) for table in found]
+        return [table[:, [strengths.index(alpha) for alpha in asked]] for table in found]
 
     @contextmanager
     def _fanned(

@@ -145,6 +145,8 @@ class Steering:
 
     @prompt_length.setter
     def prompt_length(self, value: int | Tensor | None) -> None:
+        if value is not None:
+            torch.as_tensor(value)  # raises before anything is changed
         self._prompt_length = value
         if self._attachment is not None:
             self._attachment.tracker.hear_of_prompts()
