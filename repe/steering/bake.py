@@ -76,13 +76,6 @@ def bake(
         >>> len(baked.changed) > 0
         True
 
-    Example:
-        >>> vector = repe.extract(model, tokenizer, "honesty")
-        >>> with repe.bake(model, vector, 0.5) as baked:
-        ...     answers = repe.generate(model, tokenizer, ["Once"], max_new_tokens=2)
-        >>> len(baked.changed) > 0
-        True
-
     Source: Arditi et al. (arXiv 2406.11717) for the orthogonalised weights.
     """
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha):
