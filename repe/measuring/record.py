@@ -24,6 +24,7 @@ from repe.steering.edit import Edit
 from repe.steering.handle import status
 
 FORMAT = "repe.record/1"
+ROW = ("kind", "edit", "beside", "of")  # what a row is found by: beside which other handles, of which text
 
 Row = tuple[str, Sequence[float], Sequence[Any]]
 """A text's name, the strengths, and a value for each."""
@@ -36,17 +37,17 @@ class Record:
 
     Example:
         >>> edit = Edit.of(repe.extract(model, tokenizer, "honesty"))
-        >>> record = Record.open("measured.jsonl", model)
-        >>> record.add("text", None, [(name_of("a prompt"), [0.0], ["what was written"])])
-        >>> record.known("text", None, [name_of("a prompt")], lambda text, value: isinstance(value, str))
+        >>> page = Record.open("measured.jsonl", model).page("text", None)
+        >>> page.add([(name_of("a prompt"), [0.0], ["what was written"])])
+        >>> page.known([name_of("a prompt")], lambda text, value: isinstance(value, str))
         [{0.0: 'what was written'}]
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self._values: dict[tuple[str, str, str], dict[float, Any]] = {}
-        self._head: list[str] = []  # to be written before the next row
-        self._broken: int | None = None  # where the line begins that was being written when the last run ended
+    def __init__(self, path: Path | None = None, model: nn.Module | None = None) -> None:
+        self.path, self.model = path, model
+        self._values: dict[tuple[str, ...], dict[float, Any]] = {}
+        self._head: Mapping[str, Any] = {}
+        self._size = -1  # of the file, as it was left when lines were last added
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], model: nn.Module, blocks_at: str | None = None) -> Record:
@@ -54,30 +55,76 @@ class Record:
 
         Args:
             path: of the file.
-            model: with the handles on it that are to be there whenever something is measured.
+            model: that is measured, with whatever handles are on it at the time.
             blocks_at: the dotted path of the list of blocks, where it cannot be found.
 
         Raises:
-            ValueError: the file holds something else, or is of another format, model, dtype or of other handles; it is
-                left as it is.
+            ValueError: the file holds something else, or is of another format, model or dtype; it is left as it is.
 
         Warns:
             UserWarning: lines are no rows; what they held will be measured again.
         """
-        record = cls(Path(path))
-        head = {
+        record = cls(Path(path), model)
+        record._head = {
             "format": FORMAT,
             "model": fingerprint(model),
             "dtype": str(dtype_of(find_stack(model, blocks_at=blocks_at).module)),
             "blocks_at": blocks_at,
-            "steered_by": [[handle.edit.key(), torch.as_tensor(handle.alpha).tolist()] for handle in status(model)],
         }
-        record._read(Path(path), head)
+        record._read()
         return record
 
-    def known(
-        self, kind: str, edit: Edit | None, names: Sequence[str], fits: Callable[[int, Any], bool]
-    ) -> list[dict[float, Any]]:
+    def page(self, kind: str, edit: Edit | None) -> Page:
+        """What is kept of one kind of measurement, under an edit and the handles that are on the model now.
+
+        Raises:
+            ValueError: what a gate of a function lets through cannot be told from what another does.
+        """
+        if self.path is None or self.model is None:
+            return Page(self, ())
+        beside = [[handle.edit.key(), torch.as_tensor(handle.alpha).tolist()] for handle in status(self.model)]
+        return Page(self, (kind, "" if edit is None else edit.key(), name_of(beside) if beside else ""))
+
+    def _read(self) -> None:
+        assert self.path is not None
+        whole, _ = _lines(self.path, self._head)
+        strange = [number for number, line in enumerate(whole[1:], start=2) if not self._take(line)]
+        if strange:
+            lines = f"line {strange[0]} is no row" if len(strange) == 1 else f"lines {strange} are no rows"
+            warnings.warn(f"{self.path}: {lines} of a record; what is missing is measured again", stacklevel=3)
+
+    def _take(self, line: bytes) -> bool:
+        """Takes a line, if it is a row."""
+        try:
+            row = json.loads(line)
+            key = tuple(str(row[part]) for part in ROW)
+            values = dict(zip(map(float, row["alphas"]), row["values"], strict=True))
+        except (ValueError, KeyError, TypeError):
+            return False
+        self._values.setdefault(key, {}).update(values)
+        return True
+
+    def _write(self, lines: Iterable[str]) -> None:
+        """Adds lines to the file, which another run may have begun meanwhile."""
+        assert self.path is not None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            head = []
+            if file.tell() != self._size:  # this run has added none yet, or another has
+                whole, length = _lines(self.path, self._head)
+                file.truncate(length)  # without a line that was being written when a run ended
+                head = [] if whole else [json.dumps(self._head)]
+            file.write("".join(f"{line}\n" for line in (*head, *lines)).encode())
+            self._size = file.tell()
+
+
+class Page:
+    """What a record keeps of one kind of measurement under one edit."""
+
+    def __init__(self, record: Record, key: tuple[str, ...]) -> None:
+        self._record, self._key = record, key
+
+    def known(self, names: Sequence[str], fits: Callable[[int, Any], bool]) -> list[dict[float, Any]]:
         """For every text the values by strength.
 
         Args:
@@ -86,53 +133,22 @@ class Record:
         Warns:
             UserWarning: values that do not fit are left out.
         """
-        if self.path is None:
-            return [{} for _ in names]
-        key = _key(edit)
-        found = [self._values.get((kind, key, name), {}) for name in names]
+        found = [self._record._values.get((*self._key, name), {}) for name in names]
         fitting = [{a: v for a, v in values.items() if fits(text, v)} for text, values in enumerate(found)]
         if lost := sum(map(len, found)) - sum(map(len, fitting)):
-            warnings.warn(f"{self.path}: {lost} values do not fit, and are measured again", stacklevel=2)
+            warnings.warn(f"{self._record.path}: {lost} values do not fit, and are measured again", stacklevel=2)
         return fitting
 
-    def add(self, kind: str, edit: Edit | None, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[Row]) -> None:
         """Add rows of finite numbers, or texts."""
-        if self.path is None:
+        if not self._key:
             return
-        key, lines = _key(edit), []
+        lines = []
         for name, alphas, values in rows:
-            lines.append(json.dumps({"kind": kind, "edit": key, "of": name, "alphas": [*alphas], "values": [*values]}))
-            self._values.setdefault((kind, key, name), {}).update(zip(alphas, values, strict=True))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            if self._broken is not None:
-                file.truncate(self._broken)
-            file.write("".join(f"{line}\n" for line in (*self._head, *lines)).encode())
-        self._head, self._broken = [], None
-
-    def _read(self, path: Path, head: Mapping[str, Any]) -> None:
-        written = path.read_bytes() if path.exists() else b""
-        *whole, rest = written.split(b"\n")
-        first = json.dumps(head)
-        if whole or not first.encode().startswith(rest):
-            _check(path, whole[0] if whole else rest, head)
-        strange = [number for number, line in enumerate(whole[1:], start=2) if not self._take(line)]
-        self._head = [] if whole else [first]
-        self._broken = len(written) - len(rest) if rest else None
-        if strange:
-            lines = f"line {strange[0]} is no row" if len(strange) == 1 else f"lines {strange} are no rows"
-            warnings.warn(f"{path}: {lines} of a record; what is missing is measured again", stacklevel=3)
-
-    def _take(self, line: bytes) -> bool:
-        """Takes a line, if it is a row."""
-        try:
-            row = json.loads(line)
-            kind, key, name = (str(row[part]) for part in ("kind", "edit", "of"))
-            values = dict(zip(map(float, row["alphas"]), row["values"], strict=True))
-        except (ValueError, KeyError, TypeError):
-            return False
-        self._values.setdefault((kind, key, name), {}).update(values)
-        return True
+            row = dict(zip(ROW, (*self._key, name), strict=True))
+            lines.append(json.dumps({**row, "alphas": [*alphas], "values": [*values]}))
+            self._record._values.setdefault((*self._key, name), {}).update(zip(alphas, values, strict=True))
+        self._record._write(lines)
 
 
 def missing(known: Sequence[Mapping[float, Any]], alphas: Sequence[float]) -> dict[tuple[float, ...], list[int]]:
@@ -149,8 +165,14 @@ def name_of(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _key(edit: Edit | None) -> str:
-    return "" if edit is None else edit.key()
+def _lines(path: Path, head: Mapping[str, Any]) -> tuple[list[bytes], int]:
+    """The whole lines of a record's file, and their length in bytes; none where there is no file, or only a part of the
+    head. Raises ValueError if the file is no record like this one."""
+    written = path.read_bytes() if path.exists() else b""
+    *whole, rest = written.split(b"\n")
+    if whole or not json.dumps(head).encode().startswith(rest):
+        _check(path, whole[0] if whole else rest, head)
+    return whole, len(written) - len(rest)
 
 
 def _check(path: Path, line: bytes, head: Mapping[str, Any]) -> None:
@@ -166,7 +188,6 @@ def _check(path: Path, line: bytes, head: Mapping[str, Any]) -> None:
         "another model": agrees(found.get("model"), head["model"]),
         "another dtype": found.get("dtype") == head["dtype"],
         "other blocks": found.get("blocks_at") == head["blocks_at"],
-        "a model that something else steers": found.get("steered_by") == head["steered_by"],
     }
     if wrong := [name for name, is_alike in alike.items() if not is_alike]:
         raise ValueError(f"{path} is a record of {' and of '.join(wrong)}: name another file")

@@ -216,7 +216,8 @@ class TransformersScorer:
         """
         lengths = [len(encode(self.tokenizer, prompt)) for prompt in prompts]
         names = self.names_of(prompts, max_new_tokens)
-        known = self.record.known("text", edit, names, lambda _, value: isinstance(value, str))
+        page = self.record.page("text", edit)
+        known = page.known(names, lambda _, value: isinstance(value, str))
         texts = [dict(values) for values in known]
         order = sorted(range(len(prompts)), key=lambda i: lengths[i])
         places = [(i, alpha) for i in order for alpha in alphas if alpha not in texts[i]]
@@ -231,7 +232,7 @@ class TransformersScorer:
                     written = generate(self.model, self.tokenizer, [prompts[i] for i, _ in batch], **greedily)
                     for (i, alpha), text in zip(batch, written, strict=True):
                         texts[i][alpha] = text
-                    self.record.add("text", edit, [(names[i], [a], [texts[i][a]]) for i, a in batch])
+                    page.add([(names[i], [a], [texts[i][a]]) for i, a in batch])
         return [[texts[i][alpha] for i in range(len(prompts))] for alpha in alphas]
 
     def names_of(self, prompts: Sequence[Text], max_new_tokens: int) -> list[str]:
@@ -255,7 +256,8 @@ class TransformersScorer:
         strengths = [*dict.fromkeys(asked)]
         names = [name_of([answer.ids, answer.begins]) for answer in answers]
         found = [torch.empty(kind.values, len(strengths), kind.numbers(answer)) for answer in answers]
-        known = self.record.known(kind.kind, edit, names, lambda i, value: _fits(value, found[i][:, 0].shape))
+        page = self.record.page(kind.kind, edit)
+        known = page.known(names, lambda i, value: _fits(value, found[i][:, 0].shape))
         for table, values in zip(found, known, strict=True):
             for column in (column for column, alpha in enumerate(strengths) if alpha in values):
                 table[:, column] = torch.tensor(values[strengths[column]])
@@ -269,7 +271,7 @@ class TransformersScorer:
                     for i, result in measured.items():
                         found[i][:, columns] = result
                     rows = ((names[i], lacking, result.transpose(0, 1).tolist()) for i, result in measured.items())
-                    self.record.add(kind.kind, edit, rows)
+                    page.add(rows)
                     bar.update(len(measured))
         return [table[:, [strengths.index(alpha) for alpha in asked]] for table in found]
 

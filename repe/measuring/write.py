@@ -140,12 +140,12 @@ def write(
     texts = scorer.write(prompts, edit, strengths, max_new_tokens=max_new_tokens)
     if judge is None:
         return _writings(tokenizer, prompts, strengths, texts)
-    kind, names = f"judgement by {named}", scorer.names_of(prompts, max_new_tokens)
-    judged = scorer.record.known(kind, edit, names, lambda _, value: isinstance(value, float) and math.isfinite(value))
+    page, names = scorer.record.page(f"judgement by {named}", edit), scorer.names_of(prompts, max_new_tokens)
+    judged = page.known(names, lambda _, value: isinstance(value, float) and math.isfinite(value))
     places = [(i, row) for i in range(len(prompts)) for row, alpha in enumerate(strengths) if alpha not in judged[i]]
     for i, row in tqdm(places, "judging", unit="text", disable=not progress):
         judged[i][strengths[row]] = given = _judgement(judge, strengths[row], prompts[i], texts[row][i])
-        scorer.record.add(kind, edit, [(names[i], [strengths[row]], [given])])
+        page.add([(names[i], [strengths[row]], [given])])
     return _writings(tokenizer, prompts, strengths, texts, np.array([[by[a] for by in judged] for a in strengths]))
 
 

@@ -239,15 +239,9 @@ def forward_of(inputs: Mapping[str, Any], generation: Generation | None, told: T
 
 
 def _told(forward: Forward, told: Tensor | None) -> Forward:
-    """The forward with what the caller says of its prompts.
-
-    Raises:
-        ValueError: that is of other rows than the batch has.
-    """
+    """The forward with what the caller says of its prompts."""
     if told is None or forward.generation is not None:
         return forward
-    if told.shape[0] not in (1, forward.rows):
-        raise ValueError(f"prompt_length has {told.shape[0]} rows, and the batch {forward.rows}")
     forward.prompt_length, forward.is_told = told.to(forward.slots.device), True
     return forward
 

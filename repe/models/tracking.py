@@ -114,7 +114,9 @@ class CallTracker:
         self.compiled_forward: Forward | None = None
         self.cached_under: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
         self.undo: list[Callable[[], None]] = []
-        self.prompts: Tensor | None = None
+        self.prompts: Tensor | None = None  # where they end, as users were told
+        self.ends: dict[int, Tensor] = {}  # where they end in a thread, whatever users were told
+        self.compiled_ends: Tensor | None = None
         self.latest = 0
 
     def issue(self) -> int:
@@ -144,10 +146,12 @@ class CallTracker:
 
     def begin(self, inputs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
-            self.compiled_forward = forward_of(inputs, self.compiled_generation, self.prompts)
+            ends = self.prompts if self.compiled_ends is None else self.compiled_ends
+            self.compiled_forward = forward_of(inputs, self.compiled_generation, ends)
             return
         thread = threading.get_ident()
-        forward = self.told.get(thread) or forward_of(inputs, self.generations.get(thread), self.prompts)
+        ends = self.ends.get(thread, self.prompts)
+        forward = self.told.get(thread) or forward_of(inputs, self.generations.get(thread), ends)
         forward.latest = self.latest
         self.forwards[thread] = self.compiled_forward = forward
         for user in self.users:
@@ -278,20 +282,24 @@ def trackers_of(model: nn.Module) -> list[CallTracker]:
 
 @contextmanager
 def prompts_end(model: nn.Module, lengths: Tensor) -> Iterator[None]:
-    """Say where the prompts of forwards outside of `generate` end, to all that is attached to a model.
+    """Say where the prompts of forwards outside of `generate` end in this thread, to all that is attached to a model.
 
     Args:
         lengths: (rows,), each row's tokens up to where its answer begins, padding left out.
     """
-    trackers = trackers_of(model)
-    before = [tracker.prompts for tracker in trackers]
+    thread, trackers = threading.get_ident(), trackers_of(model)
+    before = [(tracker.ends.get(thread), tracker.compiled_ends) for tracker in trackers]
     for tracker in trackers:
-        tracker.prompts = lengths.reshape(-1, 1)
+        tracker.ends[thread] = tracker.compiled_ends = lengths.reshape(-1, 1)
     try:
         yield
     finally:
-        for tracker, prompts in zip(trackers, before, strict=True):
-            tracker.prompts = prompts
+        for tracker, (ends, compiled) in zip(trackers, before, strict=True):
+            tracker.compiled_ends = compiled
+            if ends is None:
+                del tracker.ends[thread]
+            else:
+                tracker.ends[thread] = ends
 
 
 def _generator(model: nn.Module, stack: Stack) -> Any:

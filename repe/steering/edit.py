@@ -145,6 +145,7 @@ class Edit:
             "blocks": tuple(self.blocks) if several else self.blocks,  # type: ignore[arg-type]
             "site": self.site or (first.site if first else "block"),
             "stack": self.stack or (first.stack if first else "decoder"),
+            **{name: _number(name, getattr(self, name)) for name in MEANINGS},
         }
         for name, value in settled.items():
             object.__setattr__(self, name, value)
@@ -334,6 +335,16 @@ def _check(edit: Edit) -> None:
     _check_options(edit)
 
 
+def _number(name: str, value: Any) -> float | None:
+    try:
+        number = 0.0 if value is None else float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}={value!r} must be a number, {MEANINGS[name]}") from error
+    if not math.isfinite(number):
+        raise ValueError(f"{name}={value} must be finite")
+    return None if value is None else number
+
+
 def _check_choice(option: str, value: Any, known: Mapping[str, Any]) -> None:
     if not isinstance(value, str) or value not in known:
         near = difflib.get_close_matches(str(value), known, n=2)
@@ -350,8 +361,6 @@ def _check_options(edit: Edit) -> None:
         value = getattr(edit, name)
         if name in takes and value is None:
             raise ValueError(f"edit={edit.kind!r} needs {name}=, {meaning}")
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{name}={value} must be finite")
 
 
 def _check_unit(edit: Edit) -> None:

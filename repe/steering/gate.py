@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repe.models.call import Forward
 from repe.reading.vector import ConceptVector
+from repe.steering.scope import check_rows
 
 Decision = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,6 +45,7 @@ class Gate:
             raise TypeError(f"a gate reads along a ConceptVector, and got {type(self.vector).__name__}")
         if not math.isfinite(self.threshold):
             raise ValueError(f"a gate's threshold must be finite, got {self.threshold}")
+        object.__setattr__(self, "threshold", float(self.threshold))
         if self.token not in ("last", "mean"):
             raise ValueError(f"a gate reads the 'last' token or the 'mean' of the prompt, got token={self.token!r}")
         if self.vector.site != "block":
@@ -175,6 +177,7 @@ class Latch:
             reader.restart()
         if reader.complete or forward.prompt_length is None:
             return
+        check_rows(forward.prompt_length, forward)
         length, valid = forward.prompt_length, True if forward.valid is None else forward.valid
         positions = forward.positions.expand(forward.rows, -1)
         counted = (positions < length) & ((positions > 0) | (length == 1)) & valid

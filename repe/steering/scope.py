@@ -26,7 +26,8 @@ NAMED_SCOPES = ("all", "prompt", "generated", "answer")
 
 
 def check_scope(scope: Scope) -> Scope:
-    """Return the scope if it can be understood, lists made tuples. Raises ValueError or TypeError where not."""
+    """Return the scope if it can be understood, lists made tuples and masks copied; raise ValueError or TypeError if
+    not."""
     if isinstance(scope, str):
         if scope not in NAMED_SCOPES:
             raise ValueError(
@@ -45,7 +46,7 @@ def check_scope(scope: Scope) -> Scope:
             raise TypeError(
                 f"a scope given as a tensor is a boolean mask (rows, tokens), got {scope.dtype} of {tuple(scope.shape)}"
             )
-        return scope
+        return scope.clone()  # an edit stays what it is
     if isinstance(scope, Sequence) and scope and all(type(p) is int for p in scope):
         return tuple(map(int, scope))
     raise TypeError(f"scope={scope!r}: expected a name of {NAMED_SCOPES}, a slice, at least one integer, or a mask")
@@ -113,18 +114,26 @@ def check_inside(scope: Sequence[int], shortest: int) -> None:
         )
 
 
+def check_rows(prompt_length: Tensor, forward: Forward) -> None:
+    """Raises ValueError if prompts' lengths are of other rows than the batch has."""
+    if prompt_length.shape[0] not in (1, forward.rows):
+        raise ValueError(f"prompt_length has {prompt_length.shape[0]} rows, and the batch {forward.rows}")
+
+
 def scope_to_json(scope: Scope) -> Any:
     """Plain JSON data that `scope_from_json` makes the scope of again."""
     if isinstance(scope, slice):
         return {"slice": [scope.start, scope.stop, scope.step]}
     if isinstance(scope, Tensor):
-        return {"mask": scope.tolist()}
+        return {"mask": scope.tolist(), "shape": [*scope.shape]}
     return scope if isinstance(scope, str) else list(scope)
 
 
 def scope_from_json(data: Any) -> Scope:
     if isinstance(data, Mapping):
-        return slice(*data["slice"]) if "slice" in data else torch.tensor(data["mask"], dtype=torch.bool)
+        if "slice" in data:
+            return check_scope(slice(*data["slice"]))
+        return torch.tensor(data["mask"], dtype=torch.bool).reshape(data["shape"])
     return check_scope(data)
 
 
@@ -178,6 +187,7 @@ def _mask(scope: Scope, forward: Forward) -> Tensor | None:
                 f"scope={named(scope)} needs to know where the prompt ends, and a forward on a filled cache does not "
                 "tell: use `generate`, or set prompt_length, or choose scope='all'"
             )
+        check_rows(length, forward)
         if forward.starts_prompt and isinstance(scope, tuple):
             check_inside(scope, int(length.min()))
     if isinstance(scope, Tensor):

@@ -12,9 +12,10 @@ import torch
 
 import repe
 from repe.data.items import Item
+from repe.measuring.answers import answers_of
 from repe.measuring.costs import costs
-from repe.measuring.record import Record, missing, name_of
-from repe.measuring.scoring import AnswerFanout
+from repe.measuring.record import Page, Record, missing, name_of
+from repe.measuring.scoring import AnswerFanout, TransformersScorer
 from repe.measuring.sweep import sweep
 from repe.measuring.write import write
 from repe.steering import Edit
@@ -59,16 +60,16 @@ class Stop(BaseException):
 def test_a_sweep_that_was_broken_off_goes_on_where_it_was(
     monkeypatch: Any, model: Any, tokenizer: Any, vector: Any, forwards: list, tmp_path: Any
 ) -> None:
-    path, real = tmp_path / "deeper" / "kept", Record.add
+    path, real = tmp_path / "deeper" / "kept", Page.add
     whole = sweep(model, tokenizer, vector, TASKS, ALPHAS, **SPLIT)
     in_all = len(forwards)
 
-    def stopping(self: Any, *row: Any) -> None:
-        real(self, *row)
+    def stopping(self: Any, rows: Any) -> None:
+        real(self, rows)
         raise Stop
 
     known = 0
-    monkeypatch.setattr(Record, "add", stopping)
+    monkeypatch.setattr(Page, "add", stopping)
     for _ in range(100):
         try:
             assert sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path, **SPLIT) == whole
@@ -231,7 +232,7 @@ def test_what_was_written_after_the_last_line_break_is_forgotten(
     edit, names = Edit.of(vector, scope="answer"), [json.loads(line)["of"] for line in written.split(b"\n")[1:-1]]
     for cut in {*range(0, len(written), 97), *ends, *(end + 1 for end in ends)}:
         path.write_bytes(written[:cut])
-        known = Record.open(path, model).known("log-likelihood", edit, names, lambda text, value: True)
+        known = Record.open(path, model).page("log-likelihood", edit).known(names, lambda text, value: True)
         assert sum(map(bool, known)) == max(written[:cut].count(b"\n") - 1, 0)
         assert path.read_bytes() == written[:cut]  # until there is more
     for cut in (20, ends[3] + 9, len(written) - 9):
@@ -311,10 +312,10 @@ def retrained() -> Any:
     return model
 
 
-def test_a_record_of_another_model_dtype_or_of_other_handles_is_refused_and_left_alone(
+def test_a_record_of_another_model_or_dtype_is_refused_and_left_alone(
     model: Any, tokenizer: Any, vector: Any, tmp_path: Any
 ) -> None:
-    path, beside = tmp_path / "kept", oracles.vector(seed=1)
+    path = tmp_path / "kept"
     sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
     written = path.read_bytes()
     with pytest.raises(ValueError, match="kept is a record of another model: name another file"):
@@ -323,15 +324,49 @@ def test_a_record_of_another_model_dtype_or_of_other_handles_is_refused_and_left
         sweep(zoo.build("llama").bfloat16(), tokenizer, vector, TASKS, ALPHAS, resume=path)
     with pytest.raises(ValueError, match="kept is a record of other blocks: name another file"):
         sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path, blocks_at="model.layers")
-    with repe.steer(model, beside, 0.5) as own:
-        own._touched = True
-        with pytest.raises(ValueError, match="of a model that something else steers: name another file"):
-            sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
-        sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=tmp_path / "beside")
-        own.alpha = 0.6
-        with pytest.raises(ValueError, match="of a model that something else steers"):
-            sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=tmp_path / "beside")
     assert path.read_bytes() == written
+
+
+def test_what_was_measured_beside_other_handles_is_measured_again(
+    model: Any, tokenizer: Any, vector: Any, forwards: list, tmp_path: Any
+) -> None:
+    """Whether they come, go or change before a record is opened or while it is open."""
+    path, scorer = tmp_path / "kept", None
+    answers = answers_of(tokenizer, TASKS["some"])
+    with repe.steer(model, oracles.vector(seed=1), 0.5) as own:
+        scorer = TransformersScorer(model, tokenizer, resume=path)
+        own.alpha = 0.0
+        found = {}
+        for alpha in (0.0, 0.5, 0.0, 0.6, 0.5):
+            own.alpha = alpha
+            forwards.clear()
+            log_p = scorer.log_likelihoods(answers, Edit.of(vector), [0.0, 1.0]).log_p
+            assert bool(forwards) == (alpha not in found)
+            assert torch.equal(found.setdefault(alpha, log_p), log_p)
+    assert len({float(log_p.sum()) for log_p in found.values()}) == 3
+    forwards.clear()
+    plain = scorer.log_likelihoods(answers, Edit.of(vector), [0.0, 1.0]).log_p
+    assert forwards  # nobody told that a handle at 0 is none
+    torch.testing.assert_close(plain, found[0.0], atol=1e-4, rtol=0)
+
+
+def test_two_runs_may_keep_what_they_measure_in_one_file(
+    model: Any, tokenizer: Any, vector: Any, forwards: list, tmp_path: Any
+) -> None:
+    path, edit = tmp_path / "kept", Edit.of(vector)
+    answers = answers_of(tokenizer, TASKS["some"])
+    for begun in (b"", b'{"format": "repe.rec'):
+        path.write_bytes(begun)
+        scorers = [TransformersScorer(model, tokenizer, resume=path) for _ in range(2)]
+        for alpha in (0.0, 1.0):
+            for scorer in scorers:
+                assert scorer.log_likelihoods(answers, edit, [alpha]).log_p.isfinite().all()
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert sum("format" in line for line in lines) == 1
+        assert len(lines) == 1 + 2 * 2 * len(answers)
+        forwards.clear()
+        TransformersScorer(model, tokenizer, resume=path).log_likelihoods(answers, edit, [0.0, 1.0])
+        assert not forwards
 
 
 def test_a_gate_that_cannot_be_told_from_others_makes_no_file(

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -210,3 +211,33 @@ def test_the_same_edit_along_another_vector(kind: str) -> None:
         made.along(*others, others[0])
     with pytest.raises(ValueError, match="do not belong to one model and site"):
         made.along(*[oracles.vector(7, site="mlp")] * count)
+
+
+def test_an_edit_stays_what_it_is_when_the_mask_it_was_made_of_changes() -> None:
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    edit = Edit.of(oracles.vector(), scope=mask)
+    key = edit.key()
+    mask[0, 0] = False
+    assert edit == Edit.of(oracles.vector(), scope=torch.ones(2, 3, dtype=torch.bool))
+    assert edit.key() == key
+    empty = Edit.of(oracles.vector(), scope=torch.ones(0, 3, dtype=torch.bool))
+    assert Edit.from_json(json.loads(json.dumps(empty.to_json()))) == empty
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+def test_numbers_of_any_library_make_the_same_edit(number: Any) -> None:
+    vector = oracles.vector()
+    for made, plain in (
+        (Edit.of(vector, edit="clamp", target=number), Edit.of(vector, edit="clamp", target=0.5)),
+        (
+            Edit.of(vector, gate=repe.Gate(vector, threshold=number)),
+            Edit.of(vector, gate=repe.Gate(vector, threshold=0.5)),
+        ),
+    ):
+        assert made == plain
+        assert Edit.from_json(json.loads(json.dumps(made.to_json()))) == plain
+
+
+def test_what_is_no_number_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match=r"target='high' must be a number, the score to set"):
+        Edit.of(oracles.vector(), edit="clamp", target="high")

@@ -597,6 +597,9 @@ def test_a_wrong_prompt_length_and_a_mask_that_leaves_out_the_cache() -> None:
     with refused(model, "prompt", ValueError, "prompt_length has 2 rows, and the batch 3") as _:
         repe.status(model)[0].prompt_length = torch.tensor([2, 3])
         bare(model, padded(PROMPTS))
+    with steer(model, "all", 1.0) as handle:
+        handle.prompt_length = torch.tensor([2, 3])
+        bare(model, padded(PROMPTS))  # nothing needs to know
     cache = generate(model, **padded(PROMPTS[:1])).past_key_values
     with refused(model, "all", ValueError, "a mask covers what is cached too"):
         bare(model, {"input_ids": torch.tensor([[9]]), "attention_mask": torch.tensor([[1]])}, past_key_values=cache)

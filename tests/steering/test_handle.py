@@ -23,7 +23,7 @@ from transformers import DynamicCache, TextIteratorStreamer
 import repe
 import repe.models.tokens
 from repe.models.blocks import find_stack
-from repe.models.tracking import CallTracker
+from repe.models.tracking import CallTracker, prompts_end
 from repe.reading.vector import ConceptVector
 from tests import oracles, zoo
 from tests.oracles import BLOCK
@@ -487,6 +487,30 @@ def test_two_threads_generate_at_once(model: Any, vector: ConceptVector) -> None
             for thread in threads:
                 thread.join()
         assert [found[0], found[1]] == expected
+
+
+def test_where_prompts_end_is_said_to_one_thread(model: Any, vector: ConceptVector, batch: dict) -> None:
+    """Something is measured in this thread, and another thread uses the model, or is told otherwise meanwhile."""
+    found: dict[str, Tensor] = {}
+    with repe.steer(model, vector, 3.0, scope="prompt") as handle:
+        whole = logits(model, batch)
+
+        def use() -> None:
+            found["theirs"] = logits(model, batch)
+
+        with prompts_end(model, torch.tensor([2])):
+            cut = logits(model, batch)
+            thread = threading.Thread(target=use)
+            thread.start()
+            thread.join()
+            handle.prompt_length = 3
+            assert torch.equal(logits(model, batch), cut)
+            with prompts_end(model, torch.tensor([3])):
+                nested = logits(model, batch)
+            assert torch.equal(logits(model, batch), cut)
+        assert torch.equal(logits(model, batch), nested)  # as the handle was told
+    assert torch.equal(found["theirs"], whole)
+    assert not torch.equal(cut, whole)
 
 
 @pytest.mark.parametrize("steered_before", [False, True])
