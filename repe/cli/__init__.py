@@ -28,7 +28,7 @@ Start here; nothing is downloaded, the model is a small one inside the package:
   repe chat -s honesty=1                          and /alpha honesty -1 in between
   repe tradeoff honesty --plot honesty.png        what a strength gains, and costs
 
-With a model of your own (-m: a local folder, or a name on the hub), from the idea to weights:
+With a model of your own (-m: a folder, a .gguf file, smollm2, or a name on the hub), from the idea to weights:
 
 \b
   repe audit mine.json -m MODEL                   is it the wording, the length?
@@ -393,4 +393,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not is_watched():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     app(args=arguments, prog_name="repe")

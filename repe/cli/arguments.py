@@ -116,7 +116,7 @@ A_TASK = "a task's name or a file."
 # fmt: off
 Model = Annotated[str | None, typer.Option(
     "--model", "-m", metavar="MODEL",
-    help="A local folder, or a name on the hub. [default: the testbed in the package]")]
+    help="A local folder, a .gguf file, smollm2, or a name on the hub. [default: the testbed in the package]")]
 Device = Annotated[str | None, typer.Option(
     metavar="NAME", help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")]
 Concept = Annotated[str, typer.Argument(metavar="CONCEPT", help=A_CONCEPT, autocompletion=_concepts)]
@@ -216,13 +216,15 @@ def chat_of(text: str, system: str) -> list[dict[str, str]]:
 
 
 def home(model: str | None) -> Path | None:
-    """The folder of a model, of which nothing is loaded; None for a name on the hub."""
+    """The folder of a model, of which nothing is loaded; None for a name."""
     folder = folder_of(model)
-    return Path(folder) if os.path.isabs(folder) else None
+    if not os.path.isabs(folder):
+        return None
+    return Path(folder).parent if os.path.isfile(folder) else Path(folder)
 
 
 def folder_of(model: str | None) -> str:
-    """The folder of a model, or its name on the hub. Raises FileNotFoundError for a folder that is not there.
+    """The folder or the GGUF file of a model, or its name. Raises FileNotFoundError for one that is not there.
 
     What can only be a path is not looked for on the hub.
     """
@@ -230,11 +232,15 @@ def folder_of(model: str | None) -> str:
         from repe.testbed import FOLDER
 
         return os.fspath(FOLDER)
+    from repe.models.named import NAMED
+
     path = os.path.abspath(os.path.expanduser(model))
-    if os.path.isdir(path):
+    if model not in NAMED and (os.path.isdir(path) or (model.endswith(".gguf") and os.path.isfile(path))):
         return path
-    if model.startswith((os.sep, "~", ".")) or model.count("/") > 1:
-        raise FileNotFoundError(f"there is no model folder {model}: give a folder, or a name on the hub")
+    if model.startswith((os.sep, "~", ".")) or model.endswith(".gguf") or model.count("/") > 1:
+        raise FileNotFoundError(
+            f"there is no model folder or file {model}: give a folder, a .gguf file, or a name on the hub"
+        )
     return model
 
 
@@ -254,9 +260,9 @@ def load_tokenizer(model: str | None) -> Any:
     """The tokenizer alone, where the weights are not asked for."""
     name = folder_of(model)
 
-    from transformers import AutoTokenizer
+    from repe.models.load import load_tokenizer
 
-    return AutoTokenizer.from_pretrained(name)
+    return load_tokenizer(name)
 
 
 def vector_of(model: Any, tokenizer: Any, concept: str) -> Any:

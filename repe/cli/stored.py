@@ -73,12 +73,14 @@ def verify(vectors: ask.Files = None, model: ask.Model = None, device: ask.Devic
 
 def files() -> Iterator[tuple[str, Path]]:
     """The files of stored vectors, each with where it comes from."""
+    from repe.models.cache import models_folder
     from repe.reading.store import cache_folder, shipped_folder
 
     yours = [Path(folder) for folder in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if folder]
     homes = [("package", shipped_folder()), *(("REPE_VECTORS", folder) for folder in yours), ("cache", cache_folder())]
     for home, folder in homes:
-        yield from ((home, path) for path in sorted(folder.rglob("*.safetensors")))
+        found = sorted(folder.rglob("*.safetensors"))
+        yield from ((home, path) for path in found if not path.is_relative_to(models_folder()))
 
 
 def fault(path: Path, model: Any, tokenizer: Any, passing: bool) -> str | None:

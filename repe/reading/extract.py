@@ -127,8 +127,13 @@ def rendering_of(tokenizer: Any) -> str:
 
 
 def name_of(model: nn.Module) -> str:
-    """What a model is called: its name on the hub, or the end of its folder, whose place is nobody's business."""
+    """What a model is called: its name on the hub, or the end of its folder, whose place is nobody's business.
+
+    Of a GGUF file it is the file's name.
+    """
     path = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "")))
+    if path.suffix == ".gguf":
+        return path.stem
     return "/".join(path.parts[-2:]) or type(model).__name__
 
 

@@ -9,11 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
 from torch import nn
 
 from repe.data.catalogue import find, has, is_path, named
 from repe.data.concept import stamp
+from repe.models.cache import cache_folder as cache_folder
 from repe.models.fingerprint import Fingerprint, agrees, digest, fingerprint
 from repe.models.load import home_of
 from repe.reading.vector import ConceptVector
@@ -85,12 +85,6 @@ def warn_if_foreign(model: nn.Module, vector: ConceptVector) -> None:
 def location(folder: Path, model: Fingerprint, concept: str) -> Path:
     """Where a folder of vectors keeps a concept's vector for a model; other weights of its shape have other places."""
     return folder / str(model["key"]) / digest(model["sketch"]) / f"{concept}.safetensors"
-
-
-def cache_folder() -> Path:
-    """The user's own folder of vectors: REPE_CACHE, else where this system keeps caches, as `~/.cache/repe`."""
-    named = os.environ.get("REPE_CACHE")
-    return Path(named) if named else user_cache_path("repe", appauthor=False)
 
 
 def shipped_folder() -> Path:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from repe import display
 from repe.models.files import draft_of
+from repe.models.gguf import Header, is_gguf
 
 PER_DIRECTION = ("write", "read", "center")
 PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
@@ -325,6 +326,8 @@ class ConceptVector:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no vector file at {path}")
+        if is_gguf(path):
+            raise ValueError(_is_no_vector(Path(path)))
         try:
             with safe_open(path, framework="pt") as file:
                 header = _checked_header((file.metadata() or {}).get("repe"))
@@ -334,6 +337,16 @@ class ConceptVector:
                 f"{path} is not a whole concept vector: {error}. A new one is what `repe.extract` returns: save it at "
                 "another path"
             ) from error
+
+
+def _is_no_vector(path: Path) -> str:
+    kind = Header.of(path).kind
+    if kind == "model":
+        return f"{path} is a GGUF file of a model, and no vector: load it with `repe.load`"
+    return (
+        f"{path} is a GGUF file that holds a {kind}, which is not read here: give a file that `ConceptVector.save` "
+        "wrote, or extract one with `repe.extract`"
+    )
 
 
 def tensor_to_json(tensor: Tensor) -> dict[str, Any]:

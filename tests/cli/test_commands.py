@@ -21,6 +21,7 @@ import repe
 from repe import cli
 from repe.cli import arguments, terminal
 from repe.models.blocks import SITES
+from repe.models.cache import models_folder
 from repe.models.files import draft_of
 from repe.models.load import home_of
 from repe.reading import readers, store
@@ -28,7 +29,7 @@ from repe.steering import kinds
 from repe.steering.edit import EditOptions
 from repe.steering.scope import NAMED_SCOPES
 from repe.testbed import FOLDER
-from tests import zoo
+from tests import ggufs, zoo
 
 QUESTION = "Name the trade of Abrin Tolva."
 REPE = [sys.executable, "-m", "repe.cli"]
@@ -634,6 +635,25 @@ def test_a_hub_name_is_left_alone_and_a_folder_made_absolute(tmp_path, monkeypat
     (tmp_path / "here").mkdir()
     assert arguments.folder_of("here") == str(tmp_path / "here")
     assert [arguments.folder_of(name) for name in ("gpt2", "org/name")] == ["gpt2", "org/name"]
+
+
+def test_a_named_model_is_its_name_and_a_gguf_file_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "a.gguf").write_text("")
+    assert [arguments.folder_of(name) for name in ("smollm2", "a.gguf")] == ["smollm2", str(tmp_path / "a.gguf")]
+    assert [arguments.home(name) for name in ("smollm2", "a.gguf")] == [None, tmp_path]
+    with pytest.raises(FileNotFoundError, match=r"no model folder or file b.gguf: give a folder, a .gguf file"):
+        arguments.folder_of("b.gguf")
+
+
+def test_a_gguf_file_is_a_model_and_what_is_kept_of_it_no_vector(run, tmp_path):
+    path = ggufs.write(tmp_path / "toy.gguf", zoo.build("llama"))
+    assert data(run("generate", "ab", "-n", "2", "-m", path, "--json"))["answers"][0]["text"] == "ab"
+    assert models_folder().is_dir()
+    assert "cache" not in {row["from"] for row in data(run("vectors", "list", "--json"))}
+    path.write_bytes(path.read_bytes()[:-9])
+    assert "is cut short" in run("generate", "ab", "-m", path, code=1).stderr
 
 
 def test_a_benchmark_gets_its_arguments_as_they_are(run, monkeypatch):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaForCausalLM
 
 import repe
-from repe.models import load as loading
 from repe.models.load import home_of
 from tests import zoo
 
@@ -90,7 +90,7 @@ def test_hub_options_reach_config_model_and_tokenizer(monkeypatch):
 
     model = zoo.build("llama")
     for name, result in (("AutoConfig", model.config), ("AutoModelForCausalLM", model), ("AutoTokenizer", None)):
-        monkeypatch.setattr(getattr(loading, name), "from_pretrained", stop_after(name, result))
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", stop_after(name, result))
     hub = {"revision": "v1", "token": "t", "trust_remote_code": True, "cache_dir": "c"}
     repe.load("some/name", dtype="auto", **hub)
     assert calls == [
