@@ -86,7 +86,7 @@ def files() -> Iterator[tuple[str, Path]]:
 def fault(path: Path, model: Any, tokenizer: Any, passing: bool) -> str | None:
     """What is wrong with a vector, in a line, or nothing; None where `passing` passes over one of another model."""
     from repe.data.catalogue import concept_of, has
-    from repe.models.fingerprint import agrees, fingerprint
+    from repe.models.fingerprint import agrees, fingerprint, strangeness
     from repe.models.load import home_of
     from repe.reading.extract import digest_of, rendering_of
     from repe.reading.vector import ConceptVector
@@ -98,8 +98,11 @@ def fault(path: Path, model: Any, tokenizer: Any, passing: bool) -> str | None:
     if model is None:
         return ""
     made = vector.provenance
-    if not agrees(made.get("fingerprint"), fingerprint(model)):
-        return None if passing else f"it is of other weights, {made.get('model', 'which it does not name')}"
+    theirs, mine = made.get("fingerprint"), fingerprint(model)
+    if not agrees(theirs, mine):
+        return (
+            None if passing else f"it is of {strangeness(theirs, mine)}: {made.get('model', 'it does not name them')}"
+        )
     if made.get("rendering", rendering_of(tokenizer)) != rendering_of(tokenizer):
         return "the model's chats are rendered otherwise than when it was made: extract it anew"
     home = home_of(model)

@@ -14,7 +14,7 @@ from torch import nn
 from repe.data.catalogue import find, has, is_path, named
 from repe.data.concept import stamp
 from repe.models.cache import cache_folder as cache_folder
-from repe.models.fingerprint import Fingerprint, agrees, digest, fingerprint
+from repe.models.fingerprint import Fingerprint, agrees, digest, fingerprint, strangeness
 from repe.models.load import home_of
 from repe.reading.vector import ConceptVector
 
@@ -71,11 +71,11 @@ def _cache(vector: ConceptVector, path: Path) -> None:
 
 
 def warn_if_foreign(model: nn.Module, vector: ConceptVector) -> None:
-    """Warns if a vector says that it was made on other weights than this model's."""
-    theirs = vector.provenance.get("fingerprint")
-    if theirs and not agrees(theirs, fingerprint(model)):
+    """Warns if a vector says that it was made on other weights than this model's, and how near these are."""
+    theirs, mine = vector.provenance.get("fingerprint"), fingerprint(model)
+    if theirs and not agrees(theirs, mine):
         warnings.warn(
-            f"the vector {vector.concept!r} was extracted from other weights "
+            f"the vector {vector.concept!r} was extracted from {strangeness(theirs, mine)} "
             f"({vector.provenance.get('model', 'an unnamed model')}): directions differ from model to model",
             UserWarning,
             stacklevel=3,

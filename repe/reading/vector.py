@@ -326,9 +326,9 @@ class ConceptVector:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no vector file at {path}")
-        if is_gguf(path):
-            raise ValueError(_is_no_vector(Path(path)))
         try:
+            if is_gguf(path):
+                raise ValueError(_of_gguf(Path(path)))
             with safe_open(path, framework="pt") as file:
                 header = _checked_header((file.metadata() or {}).get("repe"))
                 return cls(**header, **{name: file.get_tensor(name) for name in TENSORS})
@@ -339,14 +339,9 @@ class ConceptVector:
             ) from error
 
 
-def _is_no_vector(path: Path) -> str:
+def _of_gguf(path: Path) -> str:
     kind = Header.of(path).kind
-    if kind == "model":
-        return f"{path} is a GGUF file of a model, and no vector: load it with `repe.load`"
-    return (
-        f"{path} is a GGUF file that holds a {kind}, which is not read here: give a file that `ConceptVector.save` "
-        "wrote, or extract one with `repe.extract`"
-    )
+    return f"it is a GGUF {kind}" + (", which `repe.load` loads" if kind == "model" else ", which is not read here")
 
 
 def tensor_to_json(tensor: Tensor) -> dict[str, Any]:

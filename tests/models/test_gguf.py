@@ -216,10 +216,10 @@ def test_a_file_without_all_weights_is_told(tmp_path, original):
 
 
 def test_a_model_is_no_vector(path, tmp_path):
-    with pytest.raises(ValueError, match=r"is a GGUF file of a model, and no vector: load it with `repe.load`"):
+    with pytest.raises(ValueError, match=r"not a whole concept vector: it is a GGUF model, which `repe.load` loads"):
         repe.ConceptVector.load(path)
     control = ggufs.write_control_vector(tmp_path / "a.gguf")
-    with pytest.raises(ValueError, match=r"a.gguf is a GGUF file that holds a control vector, which is not read here"):
+    with pytest.raises(ValueError, match="not a whole concept vector: it is a GGUF control vector, which is not read"):
         repe.ConceptVector.load(control)
 
 

@@ -694,7 +694,8 @@ def test_a_gate_of_another_model_or_stack(model: Any, vector: ConceptVector) -> 
     ):
         with pytest.raises(ValueError, match=match):
             repe.steer(model, vector, gate=repe.Gate(wrong, block=0))
-    foreign = replace(vector, provenance={"fingerprint": {"key": "another", "sketch": [1.0]}, "model": "another"})
+    theirs = {"key": "another", "sketch": {"scales": {}, "matrices": {}, "adapter": {}}}
+    foreign = replace(vector, provenance={"fingerprint": theirs, "model": "another"})
     with pytest.warns(UserWarning, match="extracted from other weights"):
         handle = repe.steer(model, vector, blocks=2, gate=repe.Gate(foreign, block=0))
     assert handle.attached
