@@ -1,6 +1,7 @@
 """Measuring: what a model makes of answers and texts at every strength of an edit, and what that costs.
 
-The trade-off and its calibration are names of `repe` itself; lm-eval's tasks are measured by `repe.measuring.harness`.
+The trade-off and its calibration are names of `repe` itself; lm-eval's tasks are measured by `repe.measuring.harness`,
+and what judges texts is in `repe.measuring.judges`.
 """
 
 from repe.measuring.answers import Answer
@@ -9,11 +10,13 @@ from repe.measuring.curve import Costs, Scores
 from repe.measuring.scoring import Likelihoods, Scorer, TransformersScorer, log_likelihoods
 from repe.measuring.sweep import sweep
 from repe.measuring.tradeoff import items_of, texts_of
-from repe.measuring.write import Writings, write
+from repe.measuring.write import write
+from repe.measuring.writings import Judgement, Writings
 
 __all__ = [
     "Answer",
     "Costs",
+    "Judgement",
     "Likelihoods",
     "Scorer",
     "Scores",
