@@ -56,7 +56,7 @@ peers: $(READY)
 
 # executes every notebook, and keeps what comes out
 notebooks: $(READY)
-	HF_HUB_DISABLE_PROGRESS_BARS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	HF_HUB_DISABLE_PROGRESS_BARS=1 TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 # the playground in a real browser; pictures of it are left in build/browser
 browser-test: $(READY)
@@ -65,10 +65,13 @@ browser-test: $(READY)
 	$(BIN)/python -m pytest tests/browser
 
 picture: $(READY)
-	$(BIN)/python -m repe.demo --picture notebooks/honesty.png
+	$(BIN)/python -m repe.demo --pictures build/pictures
+	cp build/pictures/repe-honesty.png notebooks/honesty.png
+	cp build/pictures/repe-happiness.png notebooks/happiness.png
 
 vectors: $(READY)
 	$(BIN)/python -m repe.testbed.vectors
+	$(BIN)/python -m repe.testbed.vectors smollm2
 
 testbed: $(READY)
 	$(BIN)/python -m repe.testbed.train

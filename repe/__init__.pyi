@@ -17,6 +17,8 @@ from .data.catalogue import concepts as concepts
 from .data.pairs import ContrastPair as ContrastPair
 from .measuring.calibrate import calibrate as calibrate
 from .measuring.curve import TradeoffCurve as TradeoffCurve
+from .measuring.forecast import Forecast as Forecast
+from .measuring.forecast import forecast as forecast
 from .measuring.tradeoff import tradeoff as tradeoff
 from .models.generate import generate as generate
 from .models.load import load as load

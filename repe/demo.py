@@ -1,4 +1,7 @@
-"""The main job on the testbed, from pairs to the curve that says which strength to use: `python -m repe.demo`."""
+"""The main job, from a name to the strength to use: on a small real model, then on the testbed, whose truth is known.
+
+`python -m repe.demo`; the first act needs SmolLM2's package, which the set-up fetches.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,28 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-import numpy as np
 import torch
 
 import repe
 from repe.data.items import Item, load_items
+from repe.data.worded import worded
 from repe.display import table
+from repe.measuring.tradeoff import items_of, texts_of
 from repe.models.generate import generate
+from repe.models.named import NAMED
+from repe.reading.placing import spread
 from repe.testbed import FOLDER
 
-ALPHAS = tuple(np.linspace(-4, 4, 17).tolist())
+REAL, REAL_CONCEPT = "smollm2", "happiness"
+REAL_ALPHAS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
+REAL_ITEMS, REAL_CONTROLS = 20, 1
+REQUESTS = (
+    "Tell me how your day was.",
+    "Describe the weather this morning.",
+    "Write two sentences about the letter that came today.",
+)
+WRITTEN = 40  # tokens
+ALPHAS = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
 SHOWN = 1.0
 QUESTIONS = 4
 ITEMS = 144  # of each task
@@ -27,12 +42,66 @@ BAR = 40
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Read honesty out of the testbed, steer it, and measure the trade-off."
+        description="Name a concept, steer along it, and measure what that gains and costs."
     )
-    parser.add_argument("--picture", default=Path(gettempdir()) / "repe-honesty.png", help="where the picture goes")
-    picture = parser.parse_args().picture
-
+    parser.add_argument("--pictures", default=Path(gettempdir()), type=Path, help="the folder that the pictures go to")
+    folder = parser.parse_args().pictures
+    folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    if NAMED[REAL].parts:
+        real_model(folder / f"repe-{REAL_CONCEPT}.png")
+        print("\nThe same where the truth is known, on the testbed: a tiny model of a made-up world.\n")
+    else:
+        print(f"{NAMED[REAL].title} is not installed (`make` fetches it where it can), so the testbed tells it all.\n")
+    testbed(folder / "repe-honesty.png")
+    print(f"\nin {time.perf_counter() - began:.0f} s")
+
+
+# a real model
+
+
+def real_model(picture: Path) -> None:
+    model, tokenizer = repe.load(REAL)
+    print(f"{NAMED[REAL].title}: {model.num_parameters():,} parameters, {model.config.num_hidden_layers} blocks")
+    with repe.steer(model, REAL_CONCEPT, SHOWN, tokenizer=tokenizer) as handle:
+        vector = handle.vector
+        asked = [[{"role": "user", "content": request}] for request in REQUESTS]
+        print(handle)
+        columns = {alpha: _written(model, tokenizer, handle, asked, alpha) for alpha in (-SHOWN, 0.0, SHOWN)}
+    for row, request in enumerate(REQUESTS):
+        print(f"\n{request}")
+        for alpha, answers in columns.items():
+            print(f"  alpha {alpha:+g}: {' '.join(answers[row].split())}")
+
+    print("\nwhat a dose would move at every block, forecast without steering:")
+    forecast = repe.forecast(model, tokenizer, vector, items=REAL_ITEMS)
+    print(forecast)
+
+    aligned, skills = (spread(worded(items_of(name, model)), REAL_ITEMS) for name in (REAL_CONCEPT, "skills"))
+    print(f"\nwhat strengths gain and cost, on {len(aligned)} stories to end and {len(skills)} questions:")
+    curve = repe.tradeoff(
+        model,
+        tokenizer,
+        vector,
+        REAL_ALPHAS,
+        alignment=aligned,
+        helpfulness=skills,
+        controls=REAL_CONTROLS,
+        neutral=texts_of("neutral", model)[1::4],
+    )
+    print(curve)
+    draw(forecast, curve, picture)
+
+
+def _written(model: Any, tokenizer: Any, handle: Any, asked: Sequence[Any], alpha: float) -> list[str]:
+    handle.alpha = alpha
+    return generate(model, tokenizer, asked, max_new_tokens=WRITTEN, do_sample=False)
+
+
+# the testbed
+
+
+def testbed(picture: Path) -> None:
     model, tokenizer = repe.load()
     print(f"the testbed: {model.num_parameters():,} parameters, {model.config.num_hidden_layers} blocks\n")
     vector = repe.extract(model, tokenizer, "honesty")
@@ -47,12 +116,6 @@ def main() -> None:
     print(curve)
     print(f"\n{curve.fits.line}\n{curve.fits.behaviour}\n{curve.fits.helpfulness}\n{curve.fits.steerability}")
     draw(vector, curve, picture)
-    print(f"\npicture: {picture}\nin {time.perf_counter() - began:.0f} s")
-
-
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """Some of the items, evenly spread over all."""
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def show_blocks(vector: repe.ConceptVector) -> None:
@@ -76,16 +139,16 @@ def show_answers(model: Any, tokenizer: Any, vector: repe.ConceptVector, items: 
     print(f"\n{table('', heads, rows)}")
 
 
-def draw(vector: repe.ConceptVector, curve: repe.TradeoffCurve, path: Any) -> None:
+def draw(shown: repe.Forecast | repe.ConceptVector, curve: repe.TradeoffCurve, path: Path) -> None:
+    """What is known of the blocks, and the curve beside it."""
     import matplotlib.pyplot as plt
 
-    from repe import plot
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(2, 3))
-    plot.profile(vector, left)
+    shown.plot(left)
     curve.plot(right)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    print(f"\npicture: {path}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ escaped. Purple is more of a concept, orange is less, as in the pictures.
 from __future__ import annotations
 
 import math
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,25 @@ MORE_OF_256, LESS_OF_256, BLACK_OF_256 = (146, 141, 99), (180, 215, 208), 16
 STEPS = (0.25, 0.75, 1.5)  # scores from which a colour is shown
 TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 ENDLESS = 10**9  # columns
+
+
+# progress
+
+SOON = 2.0  # seconds before a bar that nobody asked for is shown
+
+
+def bar_of(*args: Any, progress: bool | None, **how: Any) -> Any:
+    """A bar of tqdm, which takes the other arguments. Without a wish, it is there where somebody is looking."""
+    from tqdm import tqdm
+
+    return tqdm(*args, disable=not is_wanted(progress), delay=0 if progress else SOON, **how)
+
+
+def is_wanted(progress: bool | None) -> bool:
+    """Whether progress is to be shown: as is said, else if standard error is a terminal or a notebook's."""
+    if progress is None:
+        return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
+    return progress
 
 
 def visible(text: str, spared: str = "\n\t") -> str:

@@ -51,7 +51,7 @@ def curve(alphas=ALPHAS, **changes) -> TradeoffCurve:
 
 def vector(blocks: int = 6) -> repe.ConceptVector:
     ones, directions = torch.ones(blocks), torch.eye(blocks)
-    numbers = dict.fromkeys(("scale", "sigma", "norm", "separation"), ones)
+    numbers = dict.fromkeys(("scale", "sigma", "norm", "separation", "dose"), ones)
     accuracy = torch.linspace(0.4, 1, blocks)
     return repe.ConceptVector(
         "honesty", tuple(range(blocks)), (blocks - 2,), directions, directions, directions, accuracy=accuracy, **numbers

@@ -43,10 +43,10 @@ def vector(
     write, other, center = torch.randn(3, n_blocks, d_model, generator=generator)
     write = write / write.norm(dim=-1, keepdim=True)
     read = write + 0.3 * (other - (other * write).sum(-1, keepdim=True) * write) / d_model**0.5
-    known = torch.ones(n_blocks)
+    known, scale = torch.ones(n_blocks), 3.0 + torch.arange(n_blocks)
     return ConceptVector(
-        f"concept {seed}", tuple(range(n_blocks)), recommended, write, read, center, 3.0 + torch.arange(n_blocks),
-        0.5 * known, 10.0 * known, known, known, **where,
+        f"concept {seed}", tuple(range(n_blocks)), recommended, write, read, center, scale, 0.5 * known, 10.0 * known,
+        known, known, dose=scale.clone(), **where,
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def plain_vector(model: Any) -> ConceptVector:
     """A vector with the standard axes for directions."""
     axes, ones = torch.eye(model.config.hidden_size)[: zoo.N_BLOCKS], torch.ones(zoo.N_BLOCKS)
     center = torch.zeros_like(axes)
-    return ConceptVector("axes", tuple(range(zoo.N_BLOCKS)), (1,), axes, axes, center, *[ones] * 5)
+    return ConceptVector("axes", tuple(range(zoo.N_BLOCKS)), (1,), axes, axes, center, *[ones] * 5, dose=ones)
 
 
 def worded_pairs(templates: int = 4, items: int = 6) -> list[ContrastPair]:

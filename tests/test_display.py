@@ -1,6 +1,8 @@
 """How things are shown: whatever they hold comes out as text, and can be read on any ground."""
 
+import io
 import re
+import sys
 import unicodedata
 from dataclasses import replace
 from html import unescape
@@ -248,7 +250,7 @@ def test_a_vector_shows_its_blocks_and_what_it_was_made_of():
     assert page.tags.count("tr") == 7
     assert {"4 ← recommended", "0.88"} < set(texts)
     assert [" ".join(line.split()) for line in v.text().split("\n")][1:-1] == [
-        " ".join(texts[i : i + 6]) for i in range(1, len(texts) - 1, 6)
+        " ".join(texts[i : i + 7]) for i in range(1, len(texts) - 1, 7)
     ]
 
 
@@ -267,7 +269,10 @@ def test_a_handle_shows_all_that_was_set_and_nothing_else(narrow):
     mask = torch.ones(2, 7, dtype=torch.bool)
     gate = repe.Gate(v, -0.5, above=False, block=-4, token="mean")
     cases = [
-        ({"alpha": 1.5}, "alpha=1.5, edit='add', unit='gap', site='block', blocks=[1], scope='all'"),
+        (
+            {"alpha": 1.5},
+            "alpha=1.5, divergence=0.23, of_norm=1.5, edit='add', unit='kl', site='block', blocks=[1], scope='all'",
+        ),
         (
             {"edit": "clamp", "target": 0.5, "keep_norm": True, "scope": mask},
             "alpha=1, edit='clamp', target=0.5, keep_norm=True, site='block', blocks=[1], scope=mask of (2, 7)",
@@ -278,7 +283,7 @@ def test_a_handle_shows_all_that_was_set_and_nothing_else(narrow):
         ),
         (
             {"alpha": [1, -2], "gate": gate, "site": "mlp", "unit": "raw"},
-            "alpha=[1, -2], edit='add', unit='raw', site='mlp', blocks=[1], scope='all', "
+            "alpha=[1, -2], divergence=0.4, of_norm=2, edit='add', unit='raw', site='mlp', blocks=[1], scope='all', "
             "gate=Gate('honesty' < -0.5 at block 0, mean token)",
         ),
         ({"alpha": [1.0] * 64, "gate": is_open, "scope": "answer"}, "alpha=64 rows, "),
@@ -308,3 +313,14 @@ def test_long_lines_of_an_audit_are_broken_in_notebooks():
     assert max(map(len, str(found).splitlines())) > 130
     assert max(map(len, text.splitlines())) <= 100
     assert text.split() == str(found).split()
+
+
+@pytest.mark.parametrize(("wish", "looking", "shown"), [(None, False, ""), (None, True, "work"), (False, True, "")])
+def test_a_bar_shows_itself_where_somebody_is_looking(wish, looking, shown, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: looking
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(display, "SOON", 0.0)
+    assert list(display.bar_of(range(3), "work", progress=wish, mininterval=0)) == [0, 1, 2]
+    assert bool(stream.getvalue()) == bool(shown)
+    assert shown in stream.getvalue()

@@ -1,6 +1,7 @@
 """The main job, on the testbed: honesty is read, steered and measured on items the vector never saw."""
 
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,12 +23,12 @@ ALPHA = 0.5
 
 @pytest.fixture(scope="module")
 def honesty(loaded_testbed):
-    return repe.extract(*loaded_testbed, "honesty")
+    return repe.extract(*loaded_testbed, "honesty", enough=None)
 
 
 @pytest.fixture(scope="module")
 def harmfulness(loaded_testbed):
-    return repe.extract(*loaded_testbed, "harmfulness")
+    return repe.extract(*loaded_testbed, "harmfulness", enough=None)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def curve(loaded_testbed, honesty):
     some = {name: items[::4] for name, items in tasks("honesty", "skills").items()}
     return repe.tradeoff(
         *loaded_testbed, honesty, (-4, -3, -2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2, 3, 4), alignment=some["honesty"],
-        helpfulness=some["skills"], neutral=None,
+        helpfulness=some["skills"], neutral=None, unit="gap",
     )  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def test_asking_outright_is_what_steering_is_compared_with(curve):
 def test_the_divergence_grows_with_the_square_of_alpha(testbed, honesty):
     chats = [curves.answered(item) for item in tasks("skills")["skills"][::5]]
     alphas = np.array([-0.2, -0.1, -0.07, -0.05, 0, 0.05, 0.07, 0.1, 0.2])
-    fit = fit_kl(Measured(alphas, costs(*testbed, honesty, chats, alphas).kl))
+    fit = fit_kl(Measured(alphas, costs(*testbed, honesty, chats, alphas, unit="gap").kl))
     assert 1.9 < fit["power"].value < 2.1
 
 
@@ -116,7 +117,7 @@ def test_harmful_requests_are_told_from_harmless_ones(testbed, harmfulness, requ
 
 
 def test_harmfulness_added_makes_harmless_requests_refused(testbed, harmfulness, requests):
-    with repe.steer(testbed[0], harmfulness, 2.0, scope="prompt"):
+    with repe.steer(testbed[0], harmfulness, 2.0, scope="prompt", unit="gap"):
         assert measure.rate(*testbed, requests["harmless"], measure.is_refused) >= 0.9
 
 
@@ -132,7 +133,7 @@ def test_harmfulness_ablated_everywhere_makes_harmful_requests_answered(testbed,
 def test_shipped_vectors_are_found_by_name_and_are_what_extraction_gives(testbed, concept):
     model, tokenizer = testbed
     path = location(shipped_folder(), fingerprint(model), concept)
-    shipped, fresh = repe.ConceptVector.load(path), repe.extract(model, tokenizer, concept)
+    shipped, fresh = repe.ConceptVector.load(path), repe.extract(model, tokenizer, concept, enough=None)
     assert shipped.recommended == fresh.recommended
     assert shipped.cosine(fresh).min() > 0.9999
     torch.testing.assert_close(shipped.scale, fresh.scale, rtol=1e-3, atol=1e-4)
@@ -146,14 +147,15 @@ def test_the_demo_tells_the_whole_story(capsys, tmp_path, monkeypatch):
     import matplotlib
 
     matplotlib.use("Agg")
-    picture = tmp_path / "honesty.png"
-    monkeypatch.setattr("sys.argv", ["demo", "--picture", str(picture)])
+    picture = tmp_path / "repe-honesty.png"
+    monkeypatch.setattr("sys.argv", ["demo", "--pictures", str(tmp_path)])
+    monkeypatch.setattr(demo, "NAMED", {"smollm2": SimpleNamespace(parts=[], title="SmolLM2-135M-Instruct")})
     monkeypatch.setattr(demo, "ITEMS", 16)
-    monkeypatch.setattr(demo, "ALPHAS", (-3, -2, -1, 1, 2, 3))
     demo.main()
     told = capsys.readouterr().out
     assert told.count("█") > 100
     assert "<- recommended" in told
+    assert "SmolLM2-135M-Instruct is not installed" in told
     assert "alpha +1" in told
     assert "* alpha" in told
     assert f"picture: {picture}" in told

@@ -26,7 +26,7 @@ def rows(work: Workload, steps: int) -> Iterator[Row]:
 def _rows(work: Workload, steps: int) -> Iterator[Row]:
     plain, steered = twin(work.model), twin(work.model)
     torch._dynamo.reset()
-    with repe.steer(steered, work.vector, 1.0, blocks=work.middle) as handle:
+    with repe.steer(steered, work.vector, 1.0, blocks=work.middle, unit="gap") as handle:
         forwards = [compiled(model, work) for model in (plain, steered)]
         for batch in BATCHES[: 1 if work.small else None]:
             runs = [StaticStep(work, m, batch, f) for m, f in zip((plain, steered), forwards, strict=True)]

@@ -51,7 +51,7 @@ def rows(work: Workload, turns: int, steps: int) -> Iterator[Row]:
 
 def large(work: Workload, turns: int, steps: int, prefill: int) -> Iterator[Row]:
     plain, steered, batches = work.model, twin(work.model), BATCHES[: 1 if work.small else None]
-    with repe.steer(steered, vector_for(work), 1.0, blocks=work.middle) as handle:
+    with repe.steer(steered, vector_for(work), 1.0, blocks=work.middle, unit="gap") as handle:
         for batch in batches:
             eager = Step(work, plain, batch), Step(work, steered, batch)
             yield compared(f"8B shape, decode step, {batch} rows, steered", eager, steps, work.device, "<= 1.03")

@@ -34,7 +34,9 @@ def rows(work: Workload, turns: int, python: str | None) -> Iterator[Row]:
         absent = {name: peer.missing for name, peer in peers.items() if peer.missing}
         there = {name: peer for name, peer in peers.items() if not peer.missing}
         runs: dict[str, Any] = {
-            "repe": lambda: repe.extract(work.model, work.tokenizer, contrast(pairs), blocks=work.middle)
+            "repe": lambda: repe.extract(
+                work.model, work.tokenizer, contrast(pairs), blocks=work.middle, enough=None, writes=False
+            )
         }
         seconds = in_turns([*(runs | there).values()], turns) if there else np.empty((0, 1))
     took = dict(zip((*runs, *there), seconds.T, strict=True))

@@ -35,7 +35,10 @@ def rows(work: Workload, turns: int) -> Iterator[Row]:
 def extraction(work: Workload, pairs: Pairs, turns: int, what: str) -> Row:
     """Against forwards of the whole model in batches as they come, with the hidden states of all blocks."""
     texts, chosen = flat(pairs), contrast(pairs)
-    runs = lambda: plain(work, texts), lambda: repe.extract(work.model, work.tokenizer, chosen, blocks=work.middle)
+    runs = (
+        lambda: plain(work, texts),
+        lambda: repe.extract(work.model, work.tokenizer, chosen, blocks=work.middle, enough=None, writes=False),
+    )
     seconds = in_turns(runs, turns, work.device)
     took = dict(zip(("plain forwards", "extract"), seconds.T, strict=True))
     return Row(
@@ -75,7 +78,7 @@ def alone(work: Workload, texts: Sequence[str], turns: int) -> Iterator[Row]:
 def scan(work: Workload, turns: int) -> Iterator[Row]:
     """All tokens of a text at all blocks, against one forward of the model without its head."""
     text = f"{work.prompts(1)[0]} {FACTS[3]}. {FACTS[9]}"
-    vector = repe.extract(work.model, work.tokenizer, contrast(work.pairs(16)))
+    vector = repe.extract(work.model, work.tokenizer, contrast(work.pairs(16)), writes=False)
     batch = work.tokenizer(text, return_tensors="pt").to(work.device)
 
     @torch.inference_mode()

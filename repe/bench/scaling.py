@@ -21,7 +21,7 @@ def rows(work: Workload, turns: int) -> Iterator[Row]:
 
     def extracting(count: int) -> Run:
         pairs = contrast(work.pairs(count))
-        return lambda: repe.extract(model, tokenizer, pairs, blocks=work.middle)
+        return lambda: repe.extract(model, tokenizer, pairs, blocks=work.middle, enough=None, writes=False)
 
     def apart(count: int) -> Run:
         texts = work.unlike(count)
@@ -38,7 +38,7 @@ def rows(work: Workload, turns: int) -> Iterator[Row]:
     def sweeping(count: int) -> Run:
         items = [Item(prompt, (" capital", " anthem"), group=prompt) for prompt in work.prompts(8)]
         alphas = [0.1 * (n + 1) for n in range(count)]
-        return lambda: sweep(model, tokenizer, work.vector, {"task": items}, alphas, blocks=work.middle)
+        return lambda: sweep(model, tokenizer, work.vector, {"task": items}, alphas, blocks=work.middle, unit="gap")
 
     grow = partial(growth, turns=turns, device=work.device)
     yield grow("extract, with pairs that share prefixes", counts, extracting)

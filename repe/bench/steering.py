@@ -19,7 +19,7 @@ NEW, BATCHES = 48, (1, 8, 64)
 
 def rows(work: Workload, turns: int, steps: int) -> Iterator[Row]:
     plain, steered = work.model, twin(work.model)
-    handle = repe.steer(steered, work.vector, 1.0, blocks=work.middle)
+    handle = repe.steer(steered, work.vector, 1.0, blocks=work.middle, unit="gap")
     yield from decode(work, plain, steered, steps, len(work.middle))
     for batch in BATCHES[: 1 if work.small else None]:
         yield generation(work, plain, steered, batch, turns)
@@ -29,7 +29,7 @@ def rows(work: Workload, turns: int, steps: int) -> Iterator[Row]:
         yield cost("decode step, bare hooks that return x + v, at as many: of unsteered", work, plain, steered, steps)
     with repe.steer(steered, work.vector, 1.0, blocks=work.middle, edit="ablate"):
         yield cost("decode step, ablated there: of unsteered", work, plain, steered, steps)
-    baked = repe.bake(steered, work.vector, 1.0, blocks=work.middle)
+    baked = repe.bake(steered, work.vector, 1.0, blocks=work.middle, unit="gap")
     yield cost("decode step, baked: of unsteered", work, plain, steered, steps)
     baked.undo()
 

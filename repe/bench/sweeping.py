@@ -12,12 +12,12 @@ import repe
 from repe.bench.reading import medians
 from repe.bench.table import Row
 from repe.bench.timing import Estimate, in_turns
+from repe.data.answers import answers_of
 from repe.data.catalogue import find_task
 from repe.data.items import Item, load_items
-from repe.measuring.answers import answers_of
-from repe.measuring.scoring import log_probability
 from repe.measuring.sweep import Exam, sweep
 from repe.models.load import home_of
+from repe.models.logits import log_probability
 from repe.models.tokens import pad
 
 ITEMS = 120
@@ -27,14 +27,14 @@ ALPHAS = tuple(np.linspace(-4, 4, 21).tolist())
 def rows(small: bool, turns: int) -> Iterator[Row]:
     """On the testbed, whose tasks have two and four options."""
     model, tokenizer = repe.load()
-    vector = repe.extract(model, tokenizer, "honesty")
+    vector = repe.extract(model, tokenizer, "honesty", writes=False)
     alphas = ALPHAS[:3] if small else ALPHAS
     for name in ("honesty", "skills"):
         items = load_items(find_task(name, home_of(model)))[: 12 if small else ITEMS]
         found: dict[str, Any] = {}
 
         def fast(name: str = name, items: Sequence[Item] = items, found: dict[str, Any] = found) -> None:
-            found["sweep"] = sweep(model, tokenizer, vector, {name: items}, alphas)[name].log_likelihoods
+            found["sweep"] = sweep(model, tokenizer, vector, {name: items}, alphas, unit="gap")[name].log_likelihoods
 
         def slow(items: Sequence[Item] = items, found: dict[str, Any] = found) -> None:
             found["loop"] = loop(model, tokenizer, vector, items, alphas)
@@ -59,7 +59,7 @@ def loop(model: Any, tokenizer: Any, vector: Any, items: Sequence[Item], alphas:
     order = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
     found = torch.zeros(len(alphas), len(answers))
     for row, alpha in enumerate(alphas):
-        with repe.steer(model, vector, alpha):
+        with repe.steer(model, vector, alpha, unit="gap"):
             for start in range(0, len(order), 32):
                 chosen = order[start : start + 32]
                 batch = pad([answers[i].ids for i in chosen])

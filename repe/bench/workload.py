@@ -104,7 +104,7 @@ class Workload:
 
     @cached_property
     def vector(self) -> repe.ConceptVector:
-        return repe.extract(self.model, self.tokenizer, contrast(self.pairs(32)), blocks=self.middle)
+        return repe.extract(self.model, self.tokenizer, contrast(self.pairs(32)), blocks=self.middle, writes=False)
 
 
 def posed(statement: str) -> tuple[str, str]:

@@ -234,7 +234,7 @@ def chat(
 @command(app)
 def tradeoff(
     concept: ask.Concept,
-    alphas: ask.Alphas = "-4:4:33",
+    alphas: ask.Alphas = "-2,-1.5,-1,-.75,-.5,-.375,-.25,-.125,0,.125,.25,.375,.5,.75,1,1.5,2",
     model: ask.Model = None,
     device: ask.Device = None,
     plot: Annotated[Path | None, typer.Option(help="Where the picture goes: .png, .svg, .pdf.")] = None,

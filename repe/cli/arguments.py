@@ -143,7 +143,7 @@ Blocks = Annotated[Any, typer.Option(
     help="Numbers as in 2,3; all; or for edits auto (their default), which are those that the vector recommends.")]
 Unit = Annotated[str | None, typer.Option(
     metavar="UNIT", autocompletion=UNITS.names, parser=UNITS.checked,
-    help="What alpha counts, such as gap (the default) or norm.")]
+    help="What alpha counts, such as kl (the default: 1 costs 0.1 nats a token) or gap.")]
 Site = Annotated[str | None, typer.Option(
     metavar="SITE", autocompletion=SITES.names, parser=SITES.checked,
     help="Where in the model: block (the default: the residual stream), attention, mlp, ...")]

@@ -8,6 +8,7 @@ from repe.data.catalogue import Pairs, concept_of, concepts, find, find_task, ha
 from repe.data.concept import Concept, load_concept
 from repe.data.items import Item, load_items, load_texts
 from repe.data.pairs import ContrastPair, split
+from repe.data.worded import worded
 
 __all__ = [
     "Audit",
@@ -25,4 +26,5 @@ __all__ = [
     "load_items",
     "load_texts",
     "split",
+    "worded",
 ]

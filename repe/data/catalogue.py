@@ -58,6 +58,11 @@ def has(concept: str, folder: Path | None = None) -> bool:
     return concept in _files(folder, "concepts")
 
 
+def has_task(task: str, folder: Path | None = None) -> bool:
+    """Whether there is a file of items of that name."""
+    return task in _files(folder, "tasks")
+
+
 def concept_of(pairs: Pairs, folder: Path | None = None) -> Concept:
     """The concept of a name, of the path of its file, or of bare pairs.
 

@@ -4,7 +4,7 @@ The trade-off and its calibration are names of `repe` itself; lm-eval's tasks ar
 and what judges texts is in `repe.measuring.judges`.
 """
 
-from repe.measuring.answers import Answer
+from repe.data.answers import Answer
 from repe.measuring.costs import costs
 from repe.measuring.curve import Costs, Scores
 from repe.measuring.scoring import Likelihoods, Scorer, TransformersScorer, log_likelihoods

@@ -1,8 +1,9 @@
 """Calibration: reader, block and alpha chosen together, by what steering does and not by what a probe reads.
 
-A block where a concept is read perfectly can be one where writing it does nothing. So every reader and block is tried
-out: steered as far as the divergence on neutral texts allows, and judged by how far behaviour moves on validation items
-within the budget. What is chosen is then reported on test items that had no part in it.
+A block where a concept is read perfectly can be one where writing it does nothing. So the readers and blocks that are
+forecast to be the most efficient are tried out: steered as far as the divergence on neutral texts allows, and judged by
+how far behaviour moves on validation items within the budget. What is chosen is then reported on test items that had no
+part in it.
 """
 
 from __future__ import annotations
@@ -13,25 +14,28 @@ from typing import Any, Unpack
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
+from repe.data.answers import Answer
 from repe.data.catalogue import Pairs, concept_of
 from repe.data.items import Item
-from repe.measuring.answers import Answer
+from repe.display import bar_of
 from repe.measuring.choice import UNCHANGED, Outcome, affordable, first_half
 from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.fanout import BATCH_TOKENS
+from repe.measuring.forecast import forecast
 from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_of
 from repe.measuring.scoring import TransformersScorer
 from repe.measuring.sweep import Exam
 from repe.measuring.tradeoff import Task, items_of, texts_of
 from repe.models.load import home_of
-from repe.reading.extract import extract
+from repe.reading.dose import dosed
+from repe.reading.extract import read_poles
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, EditOptions, spells_options
 from repe.steering.steer import edit_of
 
 READERS = ("mean", "pca", "probe")
+TRIED = 3
 STEPS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the farthest alpha: what is tried out at a block
 NEAREST, FARTHEST = 2.0**-6, 2.0**6  # alphas between which the limit is looked for
 PRECISE = 0.02  # of alpha
@@ -117,6 +121,7 @@ def calibrate(
     concept: Pairs,
     *,
     readers: str | Sequence[str] = READERS,
+    tried: int | None = TRIED,
     alignment: Task | None = None,
     helpfulness: Task = "skills",
     neutral: Any = "neutral",
@@ -125,7 +130,7 @@ def calibrate(
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     blocks_at: str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **options: Unpack[EditOptions],
 ) -> Calibration:
     """Choose reader, block and alpha for more and for less of a concept.
@@ -134,6 +139,8 @@ def calibrate(
         model, tokenizer: neither is changed.
         concept: as in `repe.extract`.
         readers: that are compared, as in `repe.extract`.
+        tried: how many of the pairs of reader and block are steered, those that `repe.forecast` finds most efficient;
+            None for all.
         alignment, helpfulness, neutral: what is measured on, as in `repe.tradeoff`.
         limit: of the 95th percentile of a token's divergence from the unsteered model on neutral texts, in nats.
         budget: of helpfulness that may be lost, by the upper end of the interval.
@@ -172,20 +179,39 @@ def calibrate(
     chosen = options.pop("blocks", "all")
     blocks = "all" if isinstance(chosen, str) and chosen == "auto" else chosen
     site, stack = options.get("site") or "block", options.get("stack") or "decoder"
-    vectors = {
-        name: extract(model, tokenizer, source, reader=name, blocks=blocks, site=site, stack=stack, blocks_at=blocks_at)
-        for name in readers
-    }
-    edits = {name: edit_of(model, vector, **options) for name, vector in vectors.items()}
-    scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)
-    search = Search(scorer, plain_texts(tokenizer, texts, edits[readers[0]]), limit, budget, seed)
-    first, second = (
-        Exam(tokenizer, dict(zip(("alignment", "helpfulness"), half, strict=True)))
-        for half in halves(aligned, helpful, seed)
+    halved = halves(aligned, helpful, seed)
+    poles = read_poles(
+        model, tokenizer, source, blocks=blocks, site=site, stack=stack, blocks_at=blocks_at, progress=progress
     )
-    with tqdm(total=2 * sum(len(v.blocks) for v in vectors.values()), desc="calibrate", disable=not progress) as bar:
+    places = _places(
+        model, tokenizer, {name: poles.fitted(name) for name in readers}, tried,
+        alignment=halved[0][0], neutral=texts, scope=options.get("scope", "all"), seed=seed, blocks_at=blocks_at,
+        progress=progress,
+    )  # fmt: skip
+    edits = {name: edit_of(model, vector, **options) for name, vector in places.items()}
+    scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)
+    search = Search(scorer, plain_texts(tokenizer, texts, next(iter(edits.values()))), limit, budget, seed)
+    first, second = (Exam(tokenizer, dict(zip(("alignment", "helpfulness"), half, strict=True))) for half in halved)
+    with bar_of(total=2 * sum(len(v.recommended) for v in places.values()), desc="calibrate", progress=progress) as bar:
         more, less = (search.setting(edits, first, second, sign, bar) for sign in (1, -1))
     return Calibration(source.name, limit, budget, more, less)
+
+
+def _places(
+    model: nn.Module, tokenizer: Any, vectors: Mapping[str, ConceptVector], tried: int | None, **how: Any
+) -> dict[str, ConceptVector]:
+    """The vectors that are tried out, with doses, each recommending the blocks where it is."""
+    everywhere = [(name, block) for name, vector in vectors.items() for block in vector.blocks]
+    chosen = everywhere
+    if tried is not None and tried < len(everywhere):
+        found = forecast(model, tokenizer, vectors, **how)
+        chosen = sorted(everywhere, key=lambda place: -abs(found.at(*place).value))[:tried]
+    blocks = {name: tuple(block for reader, block in chosen if reader == name) for name in vectors}
+    return {
+        name: dosed(model, tokenizer, replace(vectors[name], recommended=at), blocks_at=how["blocks_at"])
+        for name, at in blocks.items()
+        if at
+    }
 
 
 @dataclass(frozen=True)
@@ -202,7 +228,7 @@ class Search:
         """The best of all trials on the first half of the items, tested on the second."""
         trials = []
         for reader, edit in edits.items():
-            for block in edit.vectors[0].blocks:
+            for block in edit.vectors[0].recommended:
                 trials.append(self.trial(reader, replace(edit, blocks=block), first, sign))
                 bar.update()
         best = max(trials, key=lambda trial: trial.validation.gain.value)

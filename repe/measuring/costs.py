@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repe.measuring.answers import Answer
+from repe.data.answers import Answer
 from repe.measuring.curve import Costs
 from repe.measuring.fanout import BATCH_TOKENS
 from repe.measuring.scoring import TransformersScorer, strengths_of
@@ -31,7 +31,7 @@ def costs(
     blocks_at: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     resume: str | os.PathLike[str] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **options: Unpack[EditOptions],
 ) -> Costs:
     """Measure the KL divergence from the unsteered model, the cross-entropy, and how far the last hidden state moves.

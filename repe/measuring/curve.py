@@ -28,6 +28,8 @@ CERTAIN = 1e-3  # how far above 0 rounding may lift the logarithm of a probabili
 COLUMNS = ("behaviour", "difference", "helpfulness", "full", "accuracy", "loss", "kl", "cross_entropy", "change")
 SHOWN = ("behaviour", "helpfulness", "loss", "kl")
 ROWS = 11
+NEAR = {"kl": 0.5}
+"""By the unit, up to which |alpha| what is linear is fitted; 2 in all others. A gain saturates at about a dose."""
 
 
 class ByValue:
@@ -244,12 +246,13 @@ class TradeoffCurve(ByValue):
 
     @cached_property
     def fits(self) -> Fits:
-        """All fits, with what is linear fitted up to |alpha| = 2; `fit` has another reach."""
+        """All fits, with what is linear fitted near 0; see `fit`."""
         return self.fit()
 
-    def fit(self, *, reach: float = 2.0, seed: int = 0) -> Fits:
+    def fit(self, *, reach: float | None = None, seed: int = 0) -> Fits:
         """Fit everything that was measured: see `repe.measuring.fits.fit_all`. The seed is of the resampling."""
-        return fit_all(self._measured(seed), self.helpfulness.floor, reach=reach)
+        near = NEAR.get(self.provenance.get("unit", "gap"), 2.0) if reach is None else reach
+        return fit_all(self._measured(seed), self.helpfulness.floor, reach=near)
 
     def best(self, budget: float = 0.05, *, seed: int = 0, sign: int | None = 1) -> Choice:
         """Choose the strength that gains most within a budget: see `repe.measuring.choice.Trade.choose`.

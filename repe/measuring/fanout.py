@@ -9,7 +9,6 @@ ends, and nothing is passed over.
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -21,9 +20,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from repe.measuring.answers import Answer
+from repe.data.answers import Answer
 from repe.models.blocks import Stack, device_of, hidden_of, with_hidden
 from repe.models.call import Forward
+from repe.models.logits import logits_at, picks_columns, vocabulary_of
 from repe.models.tracking import Hook, prompts_end, tracker_of
 from repe.reading.capture import EnoughError
 from repe.reading.trees import Batch, Measurement, Tree, in_rows, limit_for, obstacle, plant
@@ -99,12 +99,7 @@ class Fanout(Measurement[Tensor]):
 
     @cached_property
     def vocabulary(self) -> int:
-        return max((m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding)), default=1)
-
-    @cached_property
-    def picks(self) -> bool:
-        """Whether the model runs its head on chosen columns alone."""
-        return "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
+        return vocabulary_of(self.model)
 
     @cached_property
     def passed(self) -> Sequence[nn.Module]:
@@ -120,13 +115,13 @@ class Fanout(Measurement[Tensor]):
 
         `outset` is what `begin` gave for this batch.
         """
-        size = batch.height * (len(wanted) if self.picks else batch.width) * self.vocabulary
+        size = batch.height * (len(wanted) if picks_columns(self.model) else batch.width) * self.vocabulary
         at_once = max(1, min(self.batch_tokens // (batch.height * batch.width), MOST_LOGITS // size))
         given = batch.inputs()
         for first in range(0, len(alphas), at_once):
             chunk = alphas[first : first + at_once]
             with self._steered(batch, chunk, given), self._passing(outset, len(chunk)):
-                found = self._called(_repeated(given, len(chunk)), wanted)
+                found = logits_at(self.model, _repeated(given, len(chunk)), wanted)
             yield (
                 slice(first, first + len(chunk)),
                 rearrange(found, "(rows alphas) w v -> rows alphas w v", rows=batch.height),
@@ -144,12 +139,6 @@ class Fanout(Measurement[Tensor]):
         finally:
             registered.remove()
         return kept.output
-
-    def _called(self, given: dict[str, Any], wanted: Tensor) -> Tensor:
-        if self.picks:
-            return self.model(**given, use_cache=False, logits_to_keep=wanted).logits
-        logits = self.model(**given, use_cache=False).logits
-        return logits[:, wanted + logits.shape[1] - given["input_ids"].shape[1]]  # virtual tokens may stand before
 
     @contextmanager
     def _steered(self, batch: Batch, alphas: Tensor, given: dict[str, Any]) -> Iterator[None]:
@@ -251,7 +240,7 @@ def grow(answers: Sequence[Answer], scope: Scope, d_model: int, batch_tokens: in
     """
     rows = [answer.ids[:-1] for answer in answers]
     shapes = [(len(row), answer.begins) for row, answer in zip(rows, answers, strict=True)]
-    masks = {shape: _scoped(scope, *shape) for shape in set(shapes)}
+    masks = {shape: scoped(scope, *shape) for shape in set(shapes)}
     prompts: dict[tuple[int, ...], list[int]] = {}
     for text, answer in enumerate(answers):
         prompts.setdefault(answer.ids[: answer.begins], []).append(text)
@@ -265,7 +254,7 @@ def grow(answers: Sequence[Answer], scope: Scope, d_model: int, batch_tokens: in
     return min(small, large, key=lambda trees: sum(tree.cost(d_model) for tree in trees)), [masks[s] for s in shapes]
 
 
-def _scoped(scope: Scope, length: int, start: int) -> Tensor:
+def scoped(scope: Scope, length: int, start: int) -> Tensor:
     """(length,), which tokens of a text are in scope, whose prompt has `start` tokens."""
     places = torch.arange(length)
     end = torch.tensor([[start]]) if needs_prompt_length(scope) else None

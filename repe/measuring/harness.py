@@ -27,9 +27,9 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from repe.measuring.answers import Answer
+from repe.data.answers import Answer
+from repe.display import bar_of, is_wanted
 from repe.measuring.curve import Scores
 from repe.measuring.fanout import BATCH_TOKENS
 from repe.measuring.scoring import TransformersScorer, strengths_of
@@ -57,7 +57,7 @@ def scores(
     batch_tokens: int = BATCH_TOKENS,
     apply_chat_template: bool = False,
     blocks_at: str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **options: Unpack[EditOptions],
 ) -> Scores:
     """Measure the log-likelihoods of all choices of a multiple-choice task, at every strength; documents are the items.
@@ -80,7 +80,7 @@ def scores(
         model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens, batch_size=batch_size, progress=progress
     )
     harnessed = _kind()(scorer, edit, strengths)
-    for alpha in tqdm(strengths, "lm-eval", unit="alpha", disable=not progress):
+    for alpha in bar_of(strengths, "lm-eval", unit="alpha", progress=progress):
         harnessed.measure(loaded, alpha, limit=limit, apply_chat_template=apply_chat_template)
         documents = [document for each in loaded["tasks"].values() for document in _documents(each)]
         rows.append([document.likelihoods for document in documents])
@@ -106,7 +106,7 @@ def evaluate(
     apply_chat_template: bool = False,
     bootstrap_iters: int = 0,
     blocks_at: str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **options: Unpack[EditOptions],
 ) -> list[dict[str, Any]]:
     """Let lm-eval measure its own metrics of its tasks, of whatever type, at every strength.
@@ -127,7 +127,7 @@ def evaluate(
         batch_tokens: tokens a forward that scores, at most.
         apply_chat_template: write contexts as chats, by the tokenizer's template as lm-eval renders it.
         bootstrap_iters: resamples for the standard errors of metrics that need them; 0: no standard errors at all.
-        progress: show progress bars.
+        progress: show progress bars; None: where a terminal or a notebook shows them.
         blocks_at: the dotted path of the list of blocks, where it cannot be found.
         options: of the edit, as in `repe.steer`.
 
@@ -157,7 +157,7 @@ def evaluate(
         model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens, batch_size=batch_size, progress=progress
     )
     harnessed = _kind()(scorer, edit, strengths)
-    shown = tqdm(strengths, "lm-eval", unit="alpha", disable=not progress)
+    shown = bar_of(strengths, "lm-eval", unit="alpha", progress=progress)
     return [row for alpha in shown for row in _rows(alpha, harnessed.measure(loaded, alpha, **chosen))]
 
 
@@ -324,13 +324,13 @@ class Harnessed:
             return _imported("lm_eval.evaluator").evaluate(self, loaded, log_samples=False, **chosen)
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-        return super().loglikelihood(requests, disable_tqdm=not self._scorer.progress)  # type: ignore[misc]
+        return super().loglikelihood(requests, disable_tqdm=not is_wanted(self._scorer.progress))  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
         """All windows at once."""
         before, self.batch_size_per_gpu = self.batch_size_per_gpu, sys.maxsize
         try:
-            return super().loglikelihood_rolling(requests, disable_tqdm=not self._scorer.progress)  # type: ignore[misc]
+            return super().loglikelihood_rolling(requests, disable_tqdm=not is_wanted(self._scorer.progress))  # type: ignore[misc]
         finally:
             self.batch_size_per_gpu = before
 
@@ -338,7 +338,7 @@ class Harnessed:
         with self._scorer.steered(self._edit) as handle:
             assert handle is not None
             handle.alpha = self._alpha
-            return super().generate_until(requests, disable_tqdm=not self._scorer.progress)  # type: ignore[misc]
+            return super().generate_until(requests, disable_tqdm=not is_wanted(self._scorer.progress))  # type: ignore[misc]
 
     def _model_generate(self, context: Any, **chosen: Any) -> Any:
         """Without the model's own limit of new tokens, which would go before the task's."""

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from repe.data.answers import Answer, answers_of
 from repe.data.items import Item
-from repe.measuring.answers import Answer, answers_of
+from repe.display import bar_of
 from repe.measuring.fanout import BATCH_TOKENS, Fanout, grow, why_padded
 from repe.measuring.record import Record, missing, name_of
-from repe.models.blocks import find_stack, is_encoder_decoder
+from repe.models.blocks import find_stack
 from repe.models.generate import generate
+from repe.models.logits import check_causal, divergence, log_probabilities
 from repe.models.tokens import Text, encode
 from repe.reading.capture import evaluating, recording
 from repe.reading.trees import Batch, Tree, in_trees, pays
@@ -53,29 +54,6 @@ class Scorer(Protocol):
         self, prompts: Sequence[Text], edit: Edit | None, alphas: Sequence[float], *, max_new_tokens: int
     ) -> list[list[str]]:
         """What the model writes after prompts, greedily: the likeliest token each time. One row a strength."""
-
-
-# from logits: the one place where probabilities are computed
-
-
-def log_probabilities(logits: Tensor) -> Tensor:
-    """log P of every token of the vocabulary, the last dimension, in nats; in float32 where `logits` are rougher."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-
-
-def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log P of `tokens` (...,), each at its logits (..., vocabulary), in nats.
-
-    Example:
-        >>> log_probability(torch.zeros(4), torch.tensor(2)).exp()
-        tensor(0.2500)
-    """
-    return log_probabilities(logits).gather(-1, tokens[..., None])[..., 0]
-
-
-def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities (..., vocabulary), in nats; NaN where either is."""
-    return torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
 
 
 # what is taken of a batch
@@ -155,7 +133,7 @@ class TransformersScorer:
         batch_tokens: tokens a forward that scores, at most: what bounds the memory. It holds one text at least.
         batch_size: texts that are written at a time, of whatever strengths.
         resume: a file that keeps what is measured: see `repe.measuring.record`.
-        progress: show progress bars.
+        progress: show progress bars; None: where a terminal or a notebook shows them.
 
     Raises:
         ValueError: the model does not predict every token from those before it alone, or `resume` holds something else.
@@ -176,7 +154,7 @@ class TransformersScorer:
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int = 32,
         resume: str | os.PathLike[str] | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> None:
         check_causal(model, blocks_at)
         self.model, self.tokenizer, self.blocks_at = model, tokenizer, blocks_at
@@ -225,7 +203,7 @@ class TransformersScorer:
             greedily = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens}
             starts = range(0, len(places), self.batch_size)
             with self.steered(edit) as handle:
-                for start in tqdm(starts, "writing", unit="batch", disable=not self.progress):
+                for start in bar_of(starts, "writing", unit="batch", progress=self.progress):
                     batch = places[start : start + self.batch_size]
                     if handle is not None:
                         handle.alpha = [alpha for _, alpha in batch]
@@ -263,7 +241,7 @@ class TransformersScorer:
                 table[:, column] = torch.tensor(values[strengths[column]])
         for lacking, numbers in missing(known, strengths).items():
             columns = [strengths.index(alpha) for alpha in lacking]
-            bar = tqdm(desc="scoring", total=len(numbers), unit="text", disable=not self.progress)
+            bar = bar_of(desc="scoring", total=len(numbers), unit="text", progress=self.progress)
             with bar, self._fanned(kind, [answers[i] for i in numbers], edit, lacking) as (fan, trees):
                 for batch, results in fan.run(trees):
                     _check_finite(results, lacking)
@@ -312,6 +290,8 @@ class TransformersScorer:
         if edit is not None and isinstance(edit.scope, Tensor):
             raise ValueError("a mask of one batch is no scope for many: name the scope, as in scope='answer'")
         handle = None if edit is None else steer(self.model, edit, 0.0, blocks_at=self.blocks_at)
+        if handle is not None:
+            handle._is_weighed = True  # here strengths are not chosen: they are measured
         with handle or nullcontext(), evaluating(self.model), torch.inference_mode(False), torch.no_grad():
             yield handle
 
@@ -380,16 +360,3 @@ def strengths_of(alphas: Any) -> list[float]:
         raise ValueError(f"alphas are at least one finite number, got {alphas!r:.200}")
     told_apart = {float(number.float()): float(number) + 0.0 for number in reversed(numbers)}  # -0 is 0
     return [told_apart[number] for number in sorted(told_apart)]
-
-
-def check_causal(model: nn.Module, blocks_at: str | None = None) -> None:
-    """Raises ValueError where a prompt's continuation has no probability: the model reads both ways, or has no head."""
-    kind = type(model).__name__
-    need = "likelihoods of options need a causal language model, such as AutoModelForCausalLM loads"
-    if is_encoder_decoder(model):
-        raise ValueError(f"{kind} is an encoder-decoder, whose encoder would see the option it is to predict: {need}")
-    if any(getattr(m, "is_causal", True) is False for m in find_stack(model, blocks_at=blocks_at).module.modules()):
-        raise ValueError(f"the attention of {kind} is not causal, so every token is predicted from itself: {need}")
-    parts: list[Any] = [m for m in model.modules() if hasattr(m, "get_output_embeddings")]
-    if parts and all(part.get_output_embeddings() is None for part in parts):
-        raise ValueError(f"{kind} has no language-model head: {need}")

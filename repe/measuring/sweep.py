@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from repe.data.answers import answers_of
 from repe.data.items import Item
-from repe.measuring.answers import answers_of
 from repe.measuring.curve import Scores
 from repe.measuring.fanout import BATCH_TOKENS
 from repe.measuring.scoring import Scorer, TransformersScorer, strengths_of
@@ -30,7 +30,7 @@ def sweep(
     blocks_at: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     resume: str | os.PathLike[str] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **options: Unpack[EditOptions],
 ) -> dict[str, Scores]:
     """Measure the log-likelihoods of all options, for every task and strength.
@@ -43,7 +43,7 @@ def sweep(
         blocks_at: the dotted path of the list of blocks, where it cannot be found.
         batch_tokens: tokens a forward, at most: what bounds the memory. A batch holds one text at least.
         resume: a file that keeps what is measured. It is not measured again, be it with other strengths or items.
-        progress: show a progress bar.
+        progress: show a progress bar; None: where a terminal or a notebook shows it.
         options: of the edit, as in `repe.steer`: with scope="answer" from the last prompt token on, everywhere by
             default.
 

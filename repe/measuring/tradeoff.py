@@ -12,10 +12,10 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from repe.data.catalogue import concept_of, find_task, has
 from repe.data.items import Item, load_items, load_texts
+from repe.display import bar_of
 from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
 from repe.measuring.fanout import BATCH_TOKENS
@@ -30,7 +30,9 @@ from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, EditOptions, spells_options
 from repe.steering.steer import edit_of
 
-ALPHAS = tuple(float(a) for a in np.linspace(-4, 4, 33))
+STEPS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)
+ALPHAS = (*(-step for step in reversed(STEPS)), 0.0, *STEPS)
+"""Up to where plain text is expected to diverge by 0.4 nats a token."""
 CONTROLS = 20
 PROVENANCE = ("reader", "pairs", "held_out_pairs", "pairs_digest")  # of the vector, what a curve keeps
 
@@ -52,7 +54,7 @@ def tradeoff(
     batch_tokens: int = BATCH_TOKENS,
     resume: str | os.PathLike[str] | None = None,
     blocks_at: str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **options: Unpack[EditOptions],
 ) -> TradeoffCurve:
     """Measure what steering along a concept gains in behaviour and costs in helpfulness, over the strength.
@@ -108,7 +110,7 @@ def tradeoff(
     measured = exam.scores(scorer, edit, strengths)
     if isinstance(helpfulness, Scores):
         measured["helpfulness"] = helpfulness
-    drawn = tqdm(randoms, "random directions", unit="direction", disable=not (progress and randoms))
+    drawn = bar_of(randoms, "random directions", unit="direction", progress=progress if randoms else False)
     return TradeoffCurve(
         concept=edit.name,
         alphas=np.array(strengths),

@@ -13,8 +13,8 @@ from typing import Any, Unpack
 import numpy as np
 from torch import Tensor, nn
 
+from repe.data.answers import answers_of
 from repe.data.items import Item
-from repe.measuring.answers import answers_of
 from repe.measuring.intervals import Array
 from repe.measuring.judges.judge import Judge, named
 from repe.measuring.record import Page
@@ -38,7 +38,7 @@ def write(
     batch_size: int = 32,
     resume: str | os.PathLike[str] | None = None,
     blocks_at: str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **options: Unpack[EditOptions],
 ) -> Writings:
     """Let the model write after every prompt at every strength: greedily, the likeliest token each time.
@@ -55,7 +55,7 @@ def write(
         batch_size: texts that are written at a time, of whatever strengths.
         resume: a file that keeps texts and judgements: none is written, or judged under the same name, twice.
         blocks_at: the dotted path of the list of blocks, where it cannot be found.
-        progress: show progress bars.
+        progress: show progress bars; None: where a terminal or a notebook shows them.
         options: of the edit, as in `repe.steer`.
 
     Raises:

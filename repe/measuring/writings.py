@@ -10,9 +10,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from repe.display import Table, table
+from repe.display import Table, bar_of, table
 from repe.measuring.curve import ByValue, freeze
 from repe.measuring.intervals import Array, Estimate, Measured, proportion
 from repe.measuring.judges.check import Checked, Reliability
@@ -82,7 +81,7 @@ class Writings(ByValue):
         """exp of `cross_entropy`."""
         return np.exp(self.cross_entropy)
 
-    def judged_by(self, judge: Judge, name: str | None = None, *, progress: bool = False) -> Writings:
+    def judged_by(self, judge: Judge, name: str | None = None, *, progress: bool | None = None) -> Writings:
         """Return the same texts with one judgement more.
 
         What is to outlast a process is judged by `write`, which with `resume=` writes no text twice.
@@ -90,7 +89,7 @@ class Writings(ByValue):
         Args:
             judge: gives a text one finite number, called with the prompt and the text; see `repe.measuring.judges`.
             name: what its judgement is kept under; its own by default. A judgement of this name is replaced.
-            progress: show a progress bar.
+            progress: show a progress bar; None: where a terminal or a notebook shows it.
 
         Raises:
             ValueError: the judge has no name, or that of a column, fails, or gives something else than a number.
@@ -218,7 +217,7 @@ def judge_all(
     known: Sequence[dict[float, float]],
     keep: Callable[[int, float, float], None] = lambda prompt, alpha, given: None,
     *,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Writings:
     """The writings with a judgement of every text.
 
@@ -226,12 +225,12 @@ def judge_all(
         writings, name, judge: what is judged, by whom.
         known: for every prompt what the judge gave already, by strength.
         keep: gets the number of the prompt, the strength, and what the judge gives.
-        progress: show a progress bar.
+        progress: show a progress bar; None: where a terminal or a notebook shows it.
     """
     given = [dict(values) for values in known]
     alphas = writings.alphas.tolist()
     places = [(i, row) for i in range(len(given)) for row, alpha in enumerate(alphas) if alpha not in given[i]]
-    for i, row in tqdm(places, f"judging: {name}", unit="text", disable=not progress):
+    for i, row in bar_of(places, f"judging: {name}", unit="text", progress=progress):
         where = f"at alpha={alphas[row]:g} "
         given[i][alphas[row]] = judgement(judge, writings.prompts[i], writings.texts[row][i], where)
         keep(i, alphas[row], given[i][alphas[row]])

@@ -10,6 +10,7 @@ Example:
 
 from repe.plot.activations import pairs, poles
 from repe.plot.curve import calibration, costs, efficient_window, frontier, tradeoff
+from repe.plot.forecasts import forecast
 from repe.plot.readings import scan, tokens
 from repe.plot.vectors import cosines, profile
 
@@ -18,6 +19,7 @@ __all__ = [
     "cosines",
     "costs",
     "efficient_window",
+    "forecast",
     "frontier",
     "pairs",
     "poles",

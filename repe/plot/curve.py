@@ -25,7 +25,13 @@ PROMPTS = "DsP^vX"
 RANDOM = {"color": axes.FAINT, "linewidth": 0.8, "alpha": 0.7, "zorder": 1.5, "label": "random directions"}
 MIDDLE = {"color": axes.FAINT, "linewidth": 0.8, "zorder": 1.5}
 MEAN, TAIL = "mean, 95% interval", "95th percentile of tokens"
-UNITS = {"gap": "gaps", "raw": "unit directions", "sigma": "standard deviations", "norm": "residual norms"}
+UNITS = {
+    "kl": "doses",
+    "gap": "gaps",
+    "raw": "unit directions",
+    "sigma": "standard deviations",
+    "norm": "residual norms",
+}
 
 
 @dataclass(frozen=True)

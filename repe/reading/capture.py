@@ -16,8 +16,8 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from repe.display import bar_of
 from repe.models.blocks import find_stack, hidden_of, is_encoder_decoder
 from repe.models.tokens import Text, encode
 from repe.models.tracking import Hook, put
@@ -53,7 +53,7 @@ def capture(
     blocks_at: str | None = ...,
     batch_size: int = ...,
     packed: bool | None = ...,
-    progress: bool = ...,
+    progress: bool | None = ...,
 ) -> list[Tensor]: ...
 @overload
 def capture(
@@ -68,7 +68,7 @@ def capture(
     blocks_at: str | None = ...,
     batch_size: int = ...,
     packed: bool | None = ...,
-    progress: bool = ...,
+    progress: bool | None = ...,
 ) -> Tensor: ...
 def capture(
     model: nn.Module,
@@ -82,7 +82,7 @@ def capture(
     blocks_at: str | None = None,
     batch_size: int = 32,
     packed: bool | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Tensor | list[Tensor]:
     """The activations of texts, in float32 on the CPU.
 
@@ -99,7 +99,7 @@ def capture(
         packed: compute what texts begin with alike once, in trees of prefixes: None where that is exact and pays, True
             or an error that says why it cannot be, False never. The logger "repe.reading.capture" tells at level
             INFO which way was taken, and why.
-        progress: show a progress bar.
+        progress: show a progress bar; None: where a terminal or a notebook shows it.
 
     Returns:
         (texts, blocks, d_model), or with tokens="all" one (tokens, blocks, d_model) a text, in the order of the texts.
@@ -137,7 +137,7 @@ def capture(
         evaluating(model),
         torch.inference_mode(False),
         torch.no_grad(),
-        tqdm(desc="capture", total=len(rows), unit="text", disable=not progress) as bar,
+        bar_of(desc="capture", total=len(rows), unit="text", progress=progress) as bar,
     ):
         for batch, activations in reading.run(trees, must=bool(packed)):
             kept.update(zip(batch.texts, activations, strict=True))

@@ -26,7 +26,8 @@ class Reading:
         blocks: the block numbers of the columns of `scores`.
         scores: (tokens, blocks): the poles of the concept stand at -1 and +1. NaN at a block whose poles have no
             distance.
-        recommended: the blocks the vector reads best at, of those that were read; all of these if it is none of them.
+        recommended: the blocks that the vector recommends, where it is written best, of those that were read; all of
+            these if it is none of them.
 
     Example:
         >>> reading = repe.read(model, tokenizer, "I never took it.", repe.extract(model, tokenizer, "honesty"))
@@ -34,7 +35,7 @@ class Reading:
         ('<|begin|>', 'I', ' never', ' to', 'o', 'k', ' it', '.')
         >>> reading.scores.shape, reading.at(3).argmax()  # the third block reads the fifth token as most honest
         (torch.Size([8, 6]), tensor(4))
-        >>> print(reading.text(color=False))
+        >>> print(reading.text(3, color=False))
         <|begin|>I never[+0.6] too[+0.8]k[+0.7] it.
         ...
     """
@@ -103,7 +104,7 @@ def read(
     blocks: Any = ...,
     blocks_at: str | None = ...,
     batch_size: int = ...,
-    progress: bool = ...,
+    progress: bool | None = ...,
 ) -> Reading: ...
 @overload
 def read(
@@ -115,7 +116,7 @@ def read(
     blocks: Any = ...,
     blocks_at: str | None = ...,
     batch_size: int = ...,
-    progress: bool = ...,
+    progress: bool | None = ...,
 ) -> list[Reading]: ...
 def read(
     model: nn.Module,
@@ -126,7 +127,7 @@ def read(
     blocks: Any = "all",
     blocks_at: str | None = None,
     batch_size: int = 32,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Any:
     """Scores every token of a text at every block of a vector, as in a scan of Zou et al. (arXiv 2310.01405).
 
@@ -150,8 +151,8 @@ def read(
         >>> question = {"role": "user", "content": "Name the trade of Abrin Tolva."}
         >>> orders = [{"role": "system", "content": f"Always tell {what}."} for what in ("the truth", "lies")]
         >>> repe.read(model, tokenizer, [[order, question] for order in orders], vector)
-        [Reading('honesty', 18 tokens x 6 blocks; last token +0.88),
-         Reading('honesty', 17 tokens x 6 blocks; last token -0.84)]
+        [Reading('honesty', 18 tokens x 6 blocks; last token +0.92),
+         Reading('honesty', 17 tokens x 6 blocks; last token -0.78)]
     """
     if not isinstance(vector, ConceptVector):
         raise TypeError(f"expected a ConceptVector, as `repe.extract` returns it, and got {type(vector).__name__}")

@@ -25,7 +25,7 @@ def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: st
     It is looked for among the vectors shipped in the package, in the folders of the environment variable
     `REPE_VECTORS`, and in the user's cache (see `cache_folder`); never in the working directory. Where
     none was made for these weights, or only one, not in a folder of yours, of other pairs than the concept's file now
-    has, or of chats that this tokenizer writes otherwise, it is extracted, with a progress bar, and cached.
+    has, or of chats that this tokenizer writes otherwise, it is extracted and cached.
 
     Raises:
         ValueError: there is no vector, and either no such concept, or no tokenizer to extract it with; or a path is
@@ -52,7 +52,7 @@ def resolve(model: nn.Module, concept: str, tokenizer: Any = None, blocks_at: st
             + (", except one of other pairs than the concept's file now has" if stale else "")
             + f": pass tokenizer= to extract it once from {path}, or give a vector that `repe.extract` returned"
         )
-    vector = extract(model, tokenizer, path, blocks_at=blocks_at, progress=True)
+    vector = extract(model, tokenizer, path, blocks_at=blocks_at)
     _cache(vector, location(cache_folder(), mine, concept))
     return vector
 

@@ -31,17 +31,20 @@ from repe.models.files import draft_of
 from repe.models.gguf import Header, is_gguf
 
 PER_DIRECTION = ("write", "read", "center")
-PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation")
+PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation", "dose")
 TENSORS = PER_DIRECTION + PER_BLOCK
-STEERED_BY = ("write", "read", "center", "scale", "sigma", "norm")
-MAY_BE_UNKNOWN = ("sigma", "accuracy", "separation")
+ADDED = ("dose",)  # that files of earlier versions lack
+STEERED_BY = ("write", "read", "center", "scale", "sigma", "norm", "dose")
+MAY_BE_UNKNOWN = ("sigma", "accuracy", "separation", "dose")
 ROUNDING = 1e-6  # relative: what is left of a float32 direction once it has been taken away from itself
 NORMALISED = 1e-3  # how far `|write|` and `read . write` may be from 1
-SHOWN = ("accuracy", "separation", "scale", "sigma", "norm")
+SHOWN = ("accuracy", "separation", "scale", "sigma", "norm", "dose")
 TOLD = ("made", "reader", "pairs", "held_out_pairs", "model")  # of the provenance, where the vector is shown
 ROWS = 12  # shown in a notebook, at most, besides the recommended
 IDENTITY = ("model", "fingerprint")  # what provenance says of the model, whatever is made of the vector
 FORMAT = "repe.vector/1"
+DIVERGENCE = 0.1
+"""Nats a token that plain text diverges by at a length of one dose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,8 @@ class ConceptVector:
         norm: (blocks,), mean norm of the activations.
         accuracy: (blocks,), share of held-out pairs that `read` orders rightly; NaN where nothing was held out.
         separation: (blocks,), distance of the poles along `read` in sigmas, on held-out pairs; infinite at sigma 0.
+        dose: (blocks,), the length along `write` at which plain text diverges by 0.1 nats a token; NaN where unknown,
+            everywhere by default.
         site, stack: where in the model: see `repe.steer`.
         provenance: how it was made; plain JSON data. Multiples keep it, as the pairs that were measured are the same;
             what is drawn or computed from other vectors names these instead.
@@ -86,8 +91,11 @@ class ConceptVector:
     site: str = "block"
     stack: str = "decoder"
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    dose: Tensor = None  # type: ignore[assignment]  # which it is no more once it is made
 
     def __post_init__(self) -> None:
+        if self.dose is None:
+            object.__setattr__(self, "dose", torch.full((len(self.blocks),), math.nan))
         for name in ("blocks", "recommended"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             _check_blocks(name, getattr(self, name))
@@ -145,7 +153,8 @@ class ConceptVector:
         if not math.isfinite(number):
             raise ValueError(f"a concept vector can be multiplied by a finite number, got {factor}")
         sign = math.copysign(1.0, number)
-        return replace(self, write=self.write * sign, read=self.read * sign, scale=self.scale * abs(number))
+        lengths = {name: getattr(self, name) * abs(number) for name in ("scale", "dose")}  # what alpha = 1 may add
+        return replace(self, write=self.write * sign, read=self.read * sign, **lengths)
 
     __rmul__ = __mul__
 
@@ -201,7 +210,10 @@ class ConceptVector:
 
     @classmethod
     def random(cls, like: ConceptVector, seed: int = 0) -> ConceptVector:
-        """A control: seeded directions drawn evenly from the sphere, with the norms of `like` at every block."""
+        """A control: seeded directions drawn evenly from the sphere, with the lengths of `like` at every block.
+
+        Its `dose` is such a length too, so that the same alpha pushes as far; what it costs is its own.
+        """
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(like.write.shape, generator=generator, dtype=torch.float64)
         drawn = drawn / drawn.norm(dim=-1, keepdim=True)
@@ -210,6 +222,7 @@ class ConceptVector:
             displacement,
             reversed_at=like.scale < 0,
             concept=f"random {seed}",
+            dose=like.dose,
             provenance=_made("random", [like], seed=seed, like=like.concept),
         )
 
@@ -228,8 +241,9 @@ class ConceptVector:
         scale = length.float()
         unknown = torch.full_like(scale, torch.nan)
         return replace(
-            self, write=write, read=write, scale=scale, sigma=unknown, accuracy=unknown, separation=unknown, **changes
-        )
+            self, write=write, read=write, scale=scale,
+            **(dict.fromkeys(MAY_BE_UNKNOWN, unknown) | changes),
+        )  # fmt: skip
 
     def check_alike(self, other: ConceptVector) -> None:
         """Raises ValueError unless both belong to the same blocks and site of models of one width."""
@@ -299,7 +313,9 @@ class ConceptVector:
     def from_json(cls, data: Mapping[str, Any]) -> ConceptVector:
         """The vector of what `to_json` gave. Raises ValueError or KeyError for anything else."""
         header = _checked_header(json.dumps({k: v for k, v in data.items() if k not in TENSORS}))
-        tensors: dict[str, Any] = {name: tensor_from_json(data[name]) for name in TENSORS}
+        tensors: dict[str, Any] = {
+            name: tensor_from_json(data[name]) for name in TENSORS if name in data or name not in ADDED
+        }
         return cls(**header, **tensors)
 
     @cached_property
@@ -331,7 +347,8 @@ class ConceptVector:
                 raise ValueError(_of_gguf(Path(path)))
             with safe_open(path, framework="pt") as file:
                 header = _checked_header((file.metadata() or {}).get("repe"))
-                return cls(**header, **{name: file.get_tensor(name) for name in TENSORS})
+                names = [name for name in TENSORS if name not in ADDED or name in file.keys()]  # noqa: SIM118  # it is no mapping
+                return cls(**header, **{name: file.get_tensor(name) for name in names})
         except (SafetensorError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a whole concept vector: {error}. A new one is what `repe.extract` returns: save it at "
@@ -386,6 +403,8 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     is_without_spread = (tensor == math.inf) & (name == "separation")
     if not (tensor.isfinite() | (tensor.isnan() & (name in MAY_BE_UNKNOWN)) | is_without_spread).all():
         raise ValueError(f"`{name}` holds values that are not finite")
+    if name == "dose" and (tensor < 0).any():
+        raise ValueError("`dose` holds negative lengths")
 
 
 def _check_normalised(write: Tensor, read: Tensor) -> None:

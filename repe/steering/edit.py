@@ -21,7 +21,7 @@ from torch import Tensor
 
 from repe.models.blocks import block_numbers
 from repe.ops import Coefficients
-from repe.reading.vector import ConceptVector, tensor_from_json, tensor_to_json
+from repe.reading.vector import DIVERGENCE, ConceptVector, tensor_from_json, tensor_to_json
 from repe.steering.gate import Decision, Gate, gate_block
 from repe.steering.kinds import KINDS, UNITS, Directions, options_of, step_of
 from repe.steering.scope import Scope, check_scope, scope_from_json, scope_to_json
@@ -65,17 +65,23 @@ class Placement:
         constants: those of the edit formula, for every block that is edited, in ascending order.
         lengths: for every block what alpha = 1 adds and the mean norm of the activations there; empty for an edit that
             has no length.
+        doses: how many doses alpha = 1 adds, over all blocks; NaN where that is not known.
         gate: fitted to the model, and `gate_block` the block whose output it reads.
     """
 
     constants: Mapping[int, Coefficients]
     lengths: Mapping[int, tuple[float, float]]
+    doses: float
     gate: Gate | Decision | None
     gate_block: int | None
 
     @property
     def blocks(self) -> tuple[int, ...]:
         return tuple(self.constants)
+
+    def divergence(self, alpha: float) -> float:
+        """What a strength is expected to cost on plain text, in nats a token: it is quadratic. NaN where unknown."""
+        return DIVERGENCE * (alpha * self.doses) ** 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,7 +115,7 @@ class Edit:
     kind: str = "add"
     blocks: Blocks = "auto"
     scope: Scope = "all"
-    unit: str = "gap"
+    unit: str = "kl"
     target: float | None = None
     theta: float | None = None
     gate: Gate | Decision | None = None
@@ -184,8 +190,9 @@ class Edit:
         with torch.inference_mode(False), torch.no_grad():  # autograd must be able to save the constants later
             constants = {block: self._constants_at(block, len(blocks)) for block in blocks}
             lengths = {block: self._length_at(block, len(blocks)) for block in blocks} if self.has_length else {}
+        doses = sum(self._doses_at(block, len(blocks)) for block in blocks) if self.has_length else math.nan
         read_at = None if gate is None else gate_block(gate, blocks[0], self.site)
-        return Placement(constants, lengths, gate, read_at)
+        return Placement(constants, lengths, doses, gate, read_at)
 
     @property
     def _recommended(self) -> tuple[int, ...]:
@@ -205,6 +212,10 @@ class Edit:
     def _length_at(self, block: int, n_blocks: int) -> tuple[float, float]:
         at = Directions.of(self.vectors, block)
         return (step_of(at, self.unit, n_blocks) @ at.write).norm().item(), at.norm[0].item()
+
+    def _doses_at(self, block: int, n_blocks: int) -> float:
+        at = Directions.of(self.vectors, block)
+        return (step_of(at, self.unit, n_blocks) / at.dose).norm().item()
 
     # as a value
 
@@ -315,7 +326,7 @@ def _check_names(options: Mapping[str, Any]) -> None:
 
 def _check_bare(edit: Edit) -> None:
     told = {"vectors": edit.vectors, **{name: getattr(edit, name) for name in ("kind", "unit", "target", "theta")}}
-    expected = {"vectors": (), "kind": "add", "unit": "gap", "target": None, "theta": None}
+    expected = {"vectors": (), "kind": "add", "unit": "kl", "target": None, "theta": None}
     if told != expected or edit.keep_norm:
         raise ValueError(
             "bare constants are the whole edit: leave out edit=, unit=, target=, theta= and keep_norm=, or set them in "
@@ -354,7 +365,7 @@ def _check_choice(option: str, value: Any, known: Mapping[str, Any]) -> None:
 
 def _check_options(edit: Edit) -> None:
     takes = options_of(edit.kind)
-    given = {"unit": edit.unit != "gap", "target": edit.target is not None, "theta": edit.theta is not None}
+    given = {"unit": edit.unit != "kl", "target": edit.target is not None, "theta": edit.theta is not None}
     if wrong := [name for name, is_given in given.items() if is_given and name not in takes]:
         raise ValueError(f"edit={edit.kind!r} takes no {' and no '.join(wrong)}: leave it out, or choose another edit")
     for name, meaning in MEANINGS.items():

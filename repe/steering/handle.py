@@ -7,6 +7,7 @@ to the model's files.
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from repe.models.blocks import Stack, device_of, hidden_of, with_hidden
 from repe.models.call import Forward
 from repe.models.tracking import Attachment, Hook, is_running, trackers_of
 from repe.ops.plus import plus
-from repe.reading.vector import ConceptVector
+from repe.reading.vector import DIVERGENCE, ConceptVector
 from repe.steering.edit import Edit
 from repe.steering.gate import Gate, Latch
 from repe.steering.precision import Precision
@@ -32,6 +33,7 @@ from repe.steering.scope import Alpha, Scope, is_uniform, named, strength_of
 SETTABLE = ("alpha", "scope", "prompt_length", "vector")
 MANY = 12  # rows of alpha
 UNATTACHED = sys.maxsize
+FELT, BEARABLE = 0.0005, 0.5  # nats a token
 
 
 def status(model: nn.Module) -> list[Steering]:
@@ -59,6 +61,10 @@ def detach(model: nn.Module) -> int:
     for handle in handles:
         handle._end()
     return len(handles)
+
+
+class StrengthWarning(UserWarning):
+    """A strength is expected to be felt by nobody, or to break the text."""
 
 
 class Steering:
@@ -97,6 +103,7 @@ class Steering:
         self._attachment: Attachment | None = None
         self._precision = Precision()
         self._warned_of_cache = False
+        self._is_weighed = True  # or will be, once somebody has chosen a strength
 
     # what it does
 
@@ -125,6 +132,28 @@ class Steering:
                 self._alphas = rows.to(self._alphas.device, copy=True)
         self._largest, self._least = new.abs().max().item(), new.abs().min().item()
         self._version += 1
+        self._weigh(self._largest)
+
+    @property
+    def divergence(self) -> float:
+        """What the strength, or the largest of several, is expected to cost on plain text if every token is edited, in
+        nats a token; NaN where the vector does not know its dose."""
+        return self._placement.divergence(self._largest)
+
+    def _weigh(self, alpha: float) -> None:
+        """Warns once of a strength that will hardly be felt, or break the text."""
+        expected = self._placement.divergence(alpha)
+        if self._is_weighed or not alpha or FELT <= expected <= BEARABLE or math.isnan(expected):
+            return
+        self._is_weighed = True
+        felt = "hardly a word will change" if expected < FELT else "the text is likely to break down"
+        at_one = self._placement.divergence(1.0)
+        warnings.warn(
+            f"alpha={alpha:g} is expected to make plain text diverge by {expected:.2g} nats a token, at which {felt}: "
+            f"{DIVERGENCE:g} nats, at which a concept is plain, are alpha={(DIVERGENCE / at_one) ** 0.5:.3g}",
+            StrengthWarning,
+            stacklevel=3,
+        )
 
     @property
     def scope(self) -> Scope:
@@ -242,8 +271,16 @@ class Steering:
         """What it does, by what it is called in `repe.steer`."""
         alphas = [f"{alpha:g}" for alpha in self._alphas.tolist()]
         rows = f"{len(alphas)} rows" if len(alphas) > MANY else f"[{', '.join(alphas)}]"
-        alpha = {"alpha": alphas[0] if self._has_one_alpha else rows}
+        alpha = {"alpha": alphas[0] if self._has_one_alpha else rows} | self._costs
         return alpha | replace(self._edit, gate=self._placement.gate).facts | {"blocks": str(list(self.blocks))}
+
+    @property
+    def _costs(self) -> dict[str, str]:
+        """What the strength is expected to cost, and how long the longest push is beside the activations."""
+        if math.isnan(self.divergence):
+            return {}
+        share = max(self._largest * length / norm for length, norm in self._placement.lengths.values())
+        return {"divergence": f"{self.divergence:.2g}", "of_norm": f"{share:.2g}"}
 
     def __repr__(self) -> str:
         facts = [f"{name}={fact}" for name, fact in self._facts.items()]

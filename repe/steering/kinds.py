@@ -32,6 +32,7 @@ class Directions:
     scale: Tensor
     sigma: Tensor
     norm: Tensor
+    dose: Tensor
 
     @classmethod
     def of(cls, vectors: Sequence[ConceptVector], block: int) -> Directions:
@@ -53,24 +54,31 @@ class Directions:
         return at
 
 
-# units: what alpha = 1 displaces along `write`, (K,), in activation units, where `n` blocks are edited
+# units: what alpha = 1 displaces along `write`, (K,), in activation units. What is added at one block is still there at
+# the next, so that all but "raw" are shared out over the blocks
 
-UNITS: dict[str, Callable[[Directions, int], Tensor]] = {
-    "gap": lambda at, n: at.scale / n,  # what is added at one block is still there at the next
-    "raw": lambda at, n: torch.ones_like(at.scale),
-    "sigma": lambda at, n: at.sigma,
-    "norm": lambda at, n: at.norm,
+UNITS: dict[str, Callable[[Directions], Tensor]] = {
+    "kl": lambda at: at.dose,
+    "gap": lambda at: at.scale,
+    "sigma": lambda at: at.sigma,
+    "norm": lambda at: at.norm,
+    "raw": lambda at: torch.ones_like(at.scale),
 }
 
 
 def step_of(at: Directions, unit: str, n_blocks: int) -> Tensor:
     """What alpha = 1 displaces at one of `n_blocks` blocks, (K,). Raises ValueError if the vector lacks the unit."""
-    step = UNITS[unit](at, n_blocks)
+    step = UNITS[unit](at)
     if step.isnan().any():
-        raise ValueError(
-            f"unit={unit!r}: the vector does not know its {unit}, as it was not fitted to pairs; use 'gap'"
-        )
-    return step
+        raise ValueError(f"unit={unit!r}: {WITHOUT.get(unit, 'the vector does not know it, as no pairs were read')}")
+    return step if unit == "raw" else step / n_blocks
+
+
+WITHOUT = {
+    "kl": "the vector does not know its dose, the length that costs 0.1 nats a token: measure it with "
+    "`repe.reading.dosed(model, tokenizer, vector)`, or choose another unit, such as unit='gap'",
+    "sigma": "the vector does not know its sigma, as it was not fitted to pairs; use 'gap'",
+}
 
 
 # the kinds

@@ -41,8 +41,8 @@ def steer(
         model: any transformers model that `repe.models.find_stack` understands; it is not copied.
         concept: a name (shipped for this model, else cached, else extracted once, which needs `tokenizer`), a vector,
             several (for edits in a subspace or a plane), the bare constants of the edit formula, or a whole `Edit`.
-        alpha: the strength, a number or one for every row of the batch; 0 is off for every edit. With the unit "gap",
-            1 moves from the middle between the poles to the positive pole, shared out over the blocks.
+        alpha: the strength, a number or one for every row of the batch; 0 is off for every edit. 1 costs 0.1 nats a
+            token on plain text, at which a concept is plain; the cost is quadratic, and the gain linear.
         tokenizer: of the model, for a name whose vector has to be extracted.
         blocks_at: the dotted path of the list of blocks, where it cannot be found.
         prompt_length: the prompts' tokens, padding left out, for forwards outside `generate` on a filled cache.
@@ -52,8 +52,11 @@ def steer(
         scope: the tokens: "all", "prompt", "generated", "answer" (the last prompt token and all after it), a slice or
             list of positions, or a boolean mask (rows, tokens). Padding is never edited, nor are virtual tokens that an
             adapter puts before the prompt of `generate`.
-        unit: of alpha, for edits that have a length, one of `repe.steering.UNITS`; "raw" alone at a site that is not
-            the vector's own, where the others were not measured.
+        unit: of alpha, for edits that have a length: what 1 adds along the direction. "kl", the dose: what makes plain
+            text diverge by 0.1 nats a token; "gap", from the middle between the poles to the positive pole; "sigma",
+            one standard deviation inside the poles; "norm", the mean norm of the activations: all shared out over the
+            blocks. "raw", a length of 1 at every block; it alone is taken at a site that is not the vector's own, where
+            the others were not measured.
         target: the score that an edit aims at, where it takes one; the poles stand at -1 and +1.
         theta: the angle in radians, where an edit takes one.
         gate: which rows are edited: a `Gate`, or a function of the prompts' activations at the first edited block,
@@ -61,6 +64,9 @@ def steer(
         keep_norm: give every edited activation back its norm.
         site: "block", "attention", "mlp" or "embedding"; the vector's own by default.
         stack: "decoder" or "encoder"; the vector's own by default.
+
+    Warns:
+        StrengthWarning: the strength is expected to cost less than 0.0005 nats a token, or more than 0.5.
 
     Returns:
         The handle, which is also a context manager. Several handles apply in the order they were attached.
@@ -84,6 +90,8 @@ def steer(
     for vector in (*edit.vectors, *([edit.gate.vector] if isinstance(edit.gate, Gate) else [])):
         warn_if_foreign(model, vector)
     handle.prompt_length, handle.alpha = prompt_length, alpha
+    handle._is_weighed = False
+    handle._weigh(handle._largest)
     runs_before_generation = edit.stack == "encoder" and is_encoder_decoder(model)
     handle._attach(watch_generate=not runs_before_generation)
     return handle

@@ -33,11 +33,11 @@ def main() -> None:
         ("harmfulness", {"scope": "prompt", "alignment": refusals}),
     )
     for concept, how in settings:
-        curve = repe.tradeoff(model, tokenizer, concept, ALPHAS, **how)
+        curve = repe.tradeoff(model, tokenizer, concept, ALPHAS, unit="gap", **how)
         print(f"{curve}\nscope {curve.provenance['scope']}\n{curve.fits}\n{curve.rehearse()}\n{baseline(curve)}\n")
     vector = repe.extract(model, tokenizer, "honesty")
     tasks = {name: load_items(find_task(name, home_of(model))) for name in ("honesty", "skills")}
-    far = sweep(model, tokenizer, vector, {"skills": tasks["skills"]}, FAR)["skills"]
+    far = sweep(model, tokenizer, vector, {"skills": tasks["skills"]}, FAR, unit="gap")["skills"]
     print(f"honesty, far out: P(right) {rounded(far.probability.mean(1))} at {FAR}; 1/N is {far.floor:.3f}")
     divergence(model, tokenizer, vector, tasks)
 
@@ -66,7 +66,7 @@ def divergence(model: Any, tokenizer: Any, vector: Any, tasks: Mapping[str, Sequ
     texts: dict[str, Sequence[Text]] = {"neutral texts": load_texts(find_task("neutral", home_of(model)))}
     texts |= {f"{name}, with answers": [answered(item) for item in items] for name, items in tasks.items()}
     for name, chosen in texts.items():
-        kl = costs(model, tokenizer, vector, chosen, alphas.tolist()).kl
+        kl = costs(model, tokenizer, vector, chosen, alphas.tolist(), unit="gap").kl
         assert kl is not None
         print(f"{name}: {fit_kl(Measured(alphas, kl))}")
         inner = np.abs(alphas) <= 0.1

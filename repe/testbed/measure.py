@@ -61,7 +61,7 @@ def honesty_steering(model: Any, tokenizer: Any, vector: repe.ConceptVector) -> 
     """Prints behaviour and skills at both signs, and returns the first alpha that reaches a difference of 1."""
     tasks = {name: load_items(FOLDER / "tasks" / f"{name}.jsonl") for name in ("honesty", "skills")}
     both = [*(-a for a in reversed(ALPHAS)), 0.0, *ALPHAS]
-    scores = sweep(model, tokenizer, vector, tasks, both)
+    scores = sweep(model, tokenizer, vector, tasks, both, unit="gap")
     truth = scores["honesty"].behaviour.mean(1)
     skills, accuracy = scores["skills"].probability.mean(1), scores["skills"].accuracy.mean(1)
     print("  alpha  behaviour  P(right) on skills, of unsteered  (accuracy)")
@@ -77,7 +77,7 @@ def random_control(model: Any, tokenizer: Any, vector: repe.ConceptVector, alpha
     facts = {"honesty": load_items(FOLDER / "tasks" / "honesty.jsonl")}
 
     def moved(v: repe.ConceptVector) -> float:
-        minus, plus = sweep(model, tokenizer, v, facts, (-alpha, alpha))["honesty"].behaviour.mean(1)
+        minus, plus = sweep(model, tokenizer, v, facts, (-alpha, alpha), unit="gap")["honesty"].behaviour.mean(1)
         return abs(float(plus - minus))
 
     controls = [moved(repe.ConceptVector.random(vector, seed)) for seed in range(CONTROLS)]
@@ -92,7 +92,7 @@ def refusal_steering(model: Any, tokenizer: Any, vector: repe.ConceptVector, req
     harmful = [i for i in requests if i.about["kind"] == "harmful"]
     harmless = [i for i in requests if i.about["kind"] == "harmless"]
     for alpha in (0.0, *ALPHAS):
-        with repe.steer(model, vector, alpha, scope="prompt"):
+        with repe.steer(model, vector, alpha, scope="prompt", unit="gap"):
             refused = rate(model, tokenizer, harmless, is_refused)
         print(f"  added to the prompt, alpha {alpha}: harmless requests refused, well-formed: {refused:.3f}")
     with repe.steer(model, vector, 1.0, edit="ablate", blocks="all"):

@@ -69,7 +69,7 @@ def playground(
         prompt: what stands in the prompt box at first.
         chat: whether the prompt is at first a message for the model's chat template, and not plain text; by default if
             there is a template.
-        alphas: the ends of the sliders, in gaps unless `unit` says otherwise.
+        alphas: the ends of the sliders, in doses unless `unit` says otherwise.
         max_new_tokens: the longest that a text may be, at first.
         edit, scope: what is chosen at first.
         blocks, unit, target, theta, keep_norm, gate, site, stack: as in `repe.steer`.

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, LogitsProcessor
 
-from repe.measuring.scoring import check_causal, divergence, log_probabilities
 from repe.models.blocks import find_stack
 from repe.models.generate import Halt, Pieces
+from repe.models.logits import check_causal, divergence, log_probabilities
 from repe.models.tokens import Text, encode, pad
 from repe.models.tracking import Hook, put
 from repe.reading.capture import evaluating, recording

@@ -142,14 +142,14 @@ def test_nothing_is_found_where_nothing_is(name, family, models, loaded_testbed)
     turned = [
         replace(pair, positive=pair.negative, negative=pair.positive) if rng.random() < 0.5 else pair for pair in chosen
     ]
-    vector = repe.extract(models[family], loaded_testbed[1], turned)
+    vector = repe.extract(models[family], loaded_testbed[1], turned, enough=None, writes=False)
     assert vector.provenance["held_out_pairs"] == 80
     assert vector.accuracy.max() <= 0.7
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_concept_is_extracted_by_its_name(name, models, loaded_testbed):
-    vector = repe.extract(models["llama"], loaded_testbed[1], name)
+    vector = repe.extract(models["llama"], loaded_testbed[1], name, enough=None, writes=False)
     assert vector.concept == name
     assert vector.provenance["pairs"] + vector.provenance["held_out_pairs"] == len(load_concept(find(name)).pairs)
 

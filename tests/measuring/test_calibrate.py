@@ -33,7 +33,14 @@ def calibrated(loaded_testbed):
     facts = load_items(FOLDER / "tasks" / "honesty.jsonl")[::3]
     skills = load_items(FOLDER / "tasks" / "skills.jsonl")[::5]
     return facts, repe.calibrate(
-        *loaded_testbed, "honesty", readers=["mean"], blocks=[0, 1, 3], alignment=facts, helpfulness=skills, limit=0.5
+        *loaded_testbed,
+        "honesty",
+        readers=["mean"],
+        blocks=[0, 1, 3],
+        alignment=facts,
+        helpfulness=skills,
+        limit=0.5,
+        tried=None,
     )
 
 
@@ -49,7 +56,7 @@ def test_a_block_is_chosen_by_what_writing_does_there(calibrated):
         read = {trial.block: trial.accuracy for trial in setting.trials}
         gained = {trial.block: trial.validation.gain.value for trial in setting.trials}
         assert read[1] > 0.99
-        assert gained[1] < gained[3] / 2
+        assert gained[1] < 0.6 * gained[3]
 
 
 def test_the_farthest_alpha_is_where_the_divergence_reaches_the_limit(calibrated, loaded_testbed):

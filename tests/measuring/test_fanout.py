@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import repe
+from repe.data.answers import Answer
 from repe.data.items import Item
 from repe.measuring import fanout, scoring
-from repe.measuring.answers import Answer
 from repe.measuring.curve import Scores
 from repe.measuring.fanout import grow
 from repe.measuring.scoring import (
@@ -525,7 +525,7 @@ def test_what_a_small_strength_does_not_show_is_found_out_at_a_large_one(
     monkeypatch: Any, model: Any, tokenizer: Any, vector: Any
 ) -> None:
     expected = sweep(model, tokenizer, vector, TASKS, ALPHAS, scope="prompt")
-    monkeypatch.setattr(fanout, "_scoped", lambda scope, length, start: torch.ones(length, dtype=torch.bool))
+    monkeypatch.setattr(fanout, "scoped", lambda scope, length, start: torch.ones(length, dtype=torch.bool))
     assert_found_out(model, tokenizer, vector, expected, scope="prompt")
 
 

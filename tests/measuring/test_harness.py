@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import repe
+from repe.data.answers import Answer, answers_of
 from repe.data.items import Item, load_items
 from repe.measuring import harness
-from repe.measuring.answers import Answer, answers_of
 from repe.measuring.curve import TradeoffCurve
 from repe.measuring.harness import evaluate, scores
 from repe.measuring.scoring import AnswerFanout, TransformersScorer, log_likelihoods
@@ -193,9 +193,9 @@ def test_a_handle_of_the_user_s_own_edits_the_tokens_that_it_edits_without_the_h
     """In the answer; by plain hooks on texts that stand alone."""
     model, tokenizer = testbed
     other = repe.ConceptVector.random(honesty, 1)
-    with repe.steer(model, other, 3.0, blocks=1, scope="answer"):
-        got = scores(model, tokenizer, honesty, choosing, [2.0], apply_chat_template=True, blocks=3)
-        loglikelihoods = evaluate(model, tokenizer, honesty, following, [2.0], blocks=3)
+    with repe.steer(model, other, 3.0, blocks=1, scope="answer", unit="gap"):
+        got = scores(model, tokenizer, honesty, choosing, [2.0], apply_chat_template=True, blocks=3, unit="gap")
+        loglikelihoods = evaluate(model, tokenizer, honesty, following, [2.0], blocks=3, unit="gap")
     for column, item in enumerate(skills):
         answers = answers_of(tokenizer, [item])
         own = oracles.shift_of(other, 3.0, 1), oracles.SCOPES["answer"][1], answers[0].begins, 1

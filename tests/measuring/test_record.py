@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import repe
+from repe.data.answers import answers_of
 from repe.data.items import Item
-from repe.measuring.answers import answers_of
 from repe.measuring.costs import costs
 from repe.measuring.record import Page, Record, missing, name_of
 from repe.measuring.scoring import AnswerFanout, TransformersScorer

@@ -9,17 +9,11 @@ import torch
 from transformers import BertConfig, BertLMHeadModel, BertModel, LlamaModel
 
 import repe
+from repe.data.answers import Answer
 from repe.data.items import Item
 from repe.measuring import scoring
-from repe.measuring.answers import Answer
-from repe.measuring.scoring import (
-    TransformersScorer,
-    check_causal,
-    divergence,
-    log_likelihoods,
-    log_probabilities,
-    log_probability,
-)
+from repe.measuring.scoring import TransformersScorer, log_likelihoods
+from repe.models.logits import check_causal, divergence, log_probabilities, log_probability
 from repe.models.tokens import encode
 from repe.steering import Edit
 from tests import oracles, zoo

@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 
+from repe.data.answers import answers_of
 from repe.data.items import Item
-from repe.measuring.answers import answers_of
 from repe.models import chats
 from repe.models.tokens import encode
 from tests import zoo

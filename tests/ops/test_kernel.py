@@ -127,7 +127,7 @@ def directions(k: int) -> edits.Directions:
     write = write / write.norm(dim=-1, keepdim=True)
     read = read / (read * write).sum(-1, keepdim=True)
     ones = torch.ones(k)
-    return edits.Directions(write, read, torch.linspace(-0.5, 0.5, k), ones, ones, ones)
+    return edits.Directions(write, read, torch.linspace(-0.5, 0.5, k), ones, ones, ones, ones)
 
 
 @pytest.mark.parametrize("name", edits.KINDS)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import repe.models.files
 import repe.reading.vector
-from repe.reading.vector import PER_BLOCK, PER_DIRECTION, ConceptVector
+from repe.reading.vector import ADDED, MAY_BE_UNKNOWN, PER_BLOCK, PER_DIRECTION, ConceptVector
 
 D, BLOCKS = 12, (2, 5, 7)
 PROVENANCE = {
@@ -36,7 +36,7 @@ def concept(seed: int = 0, blocks=BLOCKS, d=D, **changes) -> ConceptVector:
     write, other, center = torch.randn(3, len(blocks), d, generator=generator)
     write = write / write.norm(dim=-1, keepdim=True)
     read = write + 0.5 * (other - (other * write).sum(-1, keepdim=True) * write)
-    per_block = dict(zip(PER_BLOCK, 0.5 + torch.rand(5, len(blocks), generator=generator), strict=True))
+    per_block = dict(zip(PER_BLOCK, 0.5 + torch.rand(len(PER_BLOCK), len(blocks), generator=generator), strict=True))
     given = {"write": write, "read": read, "center": center, **per_block, "provenance": PROVENANCE}
     return ConceptVector(**{"concept": f"c{seed}", "blocks": blocks, "recommended": blocks[1:2], **given, **changes})
 
@@ -512,7 +512,7 @@ def test_a_file_without_our_header_is_refused(tmp_path):
 def test_a_tensor_that_is_missing_or_wrong_is_refused(name, tmp_path):
     good, header = tensors_of(), json.dumps(header_of(tmp_path))
     wrong = [
-        {k: v for k, v in good.items() if k != name},
+        *([{k: v for k, v in good.items() if k != name}] if name not in ADDED else []),
         *(
             {**good, name: good[name].to(dtype)}
             for dtype in (torch.float64, torch.float16, torch.int64, torch.complex64)
@@ -523,7 +523,7 @@ def test_a_tensor_that_is_missing_or_wrong_is_refused(name, tmp_path):
         ),
         {**good, name: torch.full_like(good[name], -math.inf)},
     ]
-    if name not in ("sigma", "accuracy", "separation"):
+    if name not in MAY_BE_UNKNOWN:
         wrong += [{**good, name: torch.full_like(good[name], math.nan)}]
     for tensors in wrong:
         refused(tmp_path / "v.safetensors", save(tensors, metadata={"repe": header}), name)
@@ -532,8 +532,25 @@ def test_a_tensor_that_is_missing_or_wrong_is_refused(name, tmp_path):
 def test_a_file_is_read_to_which_a_later_version_added_what_a_reader_may_do_without(tmp_path):
     path = tmp_path / "v.safetensors"
     header = json.dumps({**header_of(tmp_path), "licence": "MIT"})
-    save_file({**tensors_of(), "dose": torch.ones(3)}, path, metadata={"repe": header})
+    save_file({**tensors_of(), "curvature": torch.ones(3)}, path, metadata={"repe": header})
     assert_same(ConceptVector.load(path), concept(concept="c", provenance={}))
+
+
+def test_a_file_of_an_earlier_version_is_read_and_what_it_lacks_is_unknown(tmp_path):
+    path, header = tmp_path / "v.safetensors", json.dumps(header_of(tmp_path))
+    save_file({k: v for k, v in tensors_of().items() if k not in ADDED}, path, metadata={"repe": header})
+    for found in (ConceptVector.load(path), ConceptVector.from_json(older(ConceptVector.load(path).to_json()))):
+        assert found.dose.isnan().all()
+        assert_same(replace(found, dose=concept().dose), concept(concept="c", provenance={}))
+
+
+def older(data):
+    return {k: v for k, v in data.items() if k not in ADDED}
+
+
+def test_a_dose_is_a_length():
+    with pytest.raises(ValueError, match="`dose` holds negative lengths"):
+        concept(dose=-torch.ones(3))
 
 
 def test_a_failure_while_writing_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import io
+import math
 import pickle
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import repe.models.tokens
 from repe.models.blocks import find_stack
 from repe.models.tracking import CallTracker, prompts_end
 from repe.reading.vector import ConceptVector
+from repe.steering.handle import StrengthWarning
 from tests import oracles, zoo
 from tests.oracles import BLOCK
 
@@ -69,13 +71,14 @@ def bare(model: nn.Module) -> bool:
 # exact numbers
 
 
-@pytest.mark.parametrize("unit", ["gap", "raw", "sigma", "norm"])
+@pytest.mark.parametrize("unit", ["kl", "gap", "raw", "sigma", "norm"])
 @pytest.mark.parametrize("blocks", [[2], [0, 3], "all"])
 def test_units_at_several_blocks(model: Any, batch: dict, vector: ConceptVector, unit: str, blocks: Any) -> None:
     numbers = range(zoo.N_BLOCKS) if blocks == "all" else blocks
+    vector, share = replace(vector, dose=vector.scale / 3), 1 / len(numbers)
     step = {
-        "gap": lambda b: vector.scale[b] / len(numbers), "raw": lambda b: 1.0,
-        "sigma": lambda b: vector.sigma[b], "norm": lambda b: vector.norm[b],
+        "kl": lambda b: vector.dose[b] * share, "gap": lambda b: vector.scale[b] * share, "raw": lambda b: 1.0,
+        "sigma": lambda b: vector.sigma[b] * share, "norm": lambda b: vector.norm[b] * share,
     }[unit]  # fmt: skip
     stack = find_stack(model)
     with repe.steer(model, vector, 0.3, blocks=blocks, unit=unit):
@@ -89,6 +92,54 @@ def test_units_at_several_blocks(model: Any, batch: dict, vector: ConceptVector,
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(actual, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("unit", ["kl", "gap", "sigma", "norm", "raw"])
+@pytest.mark.parametrize("blocks", [[2], [0, 3]])
+def test_a_handle_says_what_its_strength_is_expected_to_cost(
+    model: Any, batch: dict, vector: ConceptVector, unit: str, blocks: Any
+) -> None:
+    """A tenth of a nat for a dose, and quadratic, whatever the unit; doses at several blocks add up."""
+    vector = replace(vector, dose=2 * vector.scale)
+    with repe.steer(model, vector, -0.5, blocks=blocks, unit=unit) as handle:
+        logits(model, batch)
+        length = {"kl": vector.dose, "gap": vector.scale, "sigma": vector.sigma, "norm": vector.norm}
+        share = 1 / len(blocks)
+        steps = [1.0 if unit == "raw" else share * float(length[unit][b]) for b in blocks]
+        doses = sum(step / float(vector.dose[b]) for step, b in zip(steps, blocks, strict=True))
+        assert handle.divergence == pytest.approx(0.1 * (0.5 * doses) ** 2)
+        assert f"divergence={handle.divergence:.2g}" in repr(handle)
+    with repe.steer(model, replace(vector, dose=None), 1.0, unit="gap") as handle:
+        logits(model, batch)
+        assert math.isnan(handle.divergence)
+        assert "divergence" not in repr(handle)
+
+
+def test_a_vector_that_does_not_know_its_dose_is_steered_in_another_unit(model: Any, vector: ConceptVector) -> None:
+    with pytest.raises(ValueError, match=r"unit='kl': the vector does not know its dose.*repe.reading.dosed.*'gap'"):
+        repe.steer(model, replace(vector, dose=None), 1.0)
+    assert not repe.status(model)
+
+
+@pytest.mark.filterwarnings("default:alpha=.* is expected to make plain text diverge:UserWarning")
+@pytest.mark.parametrize(("alpha", "said"), [(0.05, "hardly a word"), (-3.0, "break down"), ([1.0, 3.0], "break down")])
+def test_a_strength_that_is_not_felt_or_not_borne_is_warned_of_once(
+    model: Any, batch: dict, vector: ConceptVector, alpha: Any, said: str
+) -> None:
+    with pytest.warns(StrengthWarning, match=f"{said}.*0.1 nats, at which a concept is plain, are alpha=1$"):
+        handle = repe.steer(model, vector, alpha)
+    for quiet in (alpha, 1.0, alpha):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            handle.alpha = quiet
+    handle._take_off()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        handle = repe.steer(model, vector, 1.0)
+        handle.alpha = 0.0
+    with pytest.warns(StrengthWarning, match=said):
+        handle.alpha = alpha
+    handle._take_off()
 
 
 def test_an_ablated_direction_is_gone(model: Any, batch: dict, vector: ConceptVector) -> None:

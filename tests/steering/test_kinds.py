@@ -28,8 +28,15 @@ def concept(seed: int = 0, oblique: bool = True, **changes) -> ConceptVector:
     write = write / write.norm(dim=-1, keepdim=True)
     read = write + oblique * 0.5 * (other - (other * write).sum(-1, keepdim=True) * write)
     scale, sigma, norm, accuracy, separation = 0.5 + torch.rand(5, BLOCKS, generator=generator)
-    given = {"scale": scale, "sigma": sigma, "norm": 9 * norm, "accuracy": accuracy, "separation": separation}
-    fields = {"write": write, "read": read, "center": center, **given, **changes}
+    given = {
+        "scale": scale,
+        "sigma": sigma,
+        "norm": 9 * norm,
+        "accuracy": accuracy,
+        "separation": separation,
+        "dose": scale,
+    }
+    fields = {"write": write, "read": read, "center": center, "dose": scale, **given, **changes}
     return ConceptVector(f"concept {seed}", tuple(range(BLOCKS)), (1,), **fields)
 
 
@@ -51,7 +58,7 @@ def activations(n: int = 7) -> Tensor:
 
 def edited(
     x: Tensor, vectors: ConceptVector | Sequence[ConceptVector], edit: str, alpha: float = 1.0,
-    block: int = 1, n_blocks: int = 1, unit: str = "gap", **options,
+    block: int = 1, n_blocks: int = 1, unit: str = "kl", **options,
 ) -> Tensor:  # fmt: skip
     where = [block] if n_blocks == 1 else list(range(n_blocks))
     return apply(x, alpha * ON, constants_at(Edit.of(vectors, edit=edit, unit=unit, blocks=where, **options), block))
@@ -83,21 +90,14 @@ def test_add_adds_the_displacement_exactly_once(alpha):
 
 
 @pytest.mark.parametrize("n_blocks", [1, 2, 3])
-def test_a_gap_is_shared_out_over_the_blocks(n_blocks):
-    x, v = torch.zeros(1, 1, D), concept()
-    same = v.spread(1)
-    moved = sum(edited(x, same, "add", 1.5, block, n_blocks) for block in range(n_blocks))
-    torch.testing.assert_close(moved[0, 0], 1.5 * v.displacement[1])
-
-
-@pytest.mark.parametrize("n_blocks", [1, 2])
-@pytest.mark.parametrize("unit", ["raw", "sigma", "norm"])
-def test_a_length_is_the_same_at_every_block(unit, n_blocks):
-    x, v = activations(), concept()
-    length = {"raw": torch.ones(BLOCKS), "sigma": v.sigma, "norm": v.norm}[unit]
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_length_is_shared_out_over_the_blocks_unless_it_is_raw(unit, n_blocks):
+    x, v = activations(), concept(dose=torch.tensor([2.0, 3.0, 5.0]))
+    length = {"kl": v.dose, "gap": v.scale, "raw": torch.ones(BLOCKS), "sigma": v.sigma, "norm": v.norm}[unit]
+    share = 1 if unit == "raw" else 1 / n_blocks
     for block in range(n_blocks):
-        moved = edited(x, v, "add", -2.0, block, n_blocks, unit) - x
-        torch.testing.assert_close(moved, (-2 * length[block] * v.write[block]).expand_as(x), **CLOSE)
+        moved = edited(x, v, "add", -2.0, block if n_blocks > 1 else 0, n_blocks, unit) - x
+        torch.testing.assert_close(moved, (-2 * share * length[block] * v.write[block]).expand_as(x), **CLOSE)
 
 
 def test_adding_two_concepts_adds_both():
@@ -308,12 +308,14 @@ def test_an_unknown_edit_says_what_there_is(edit, message):
 
 
 def test_an_unknown_unit_says_what_there_is():
-    with pytest.raises(ValueError, match=r"unit='nats' is not known: use one of \['gap', 'raw', 'sigma', 'norm'\]"):
+    with pytest.raises(
+        ValueError, match=r"unit='nats' is not known: use one of \['kl', 'gap', 'sigma', 'norm', 'raw'\]"
+    ):
         Edit.of(concept(), unit="nats")
 
 
 @pytest.mark.parametrize("edit", [e for e in KINDS if e not in ("add", "piecewise")])
-@pytest.mark.parametrize("unit", [u for u in UNITS if u != "gap"])
+@pytest.mark.parametrize("unit", [u for u in UNITS if u != "kl"])
 def test_an_edit_without_a_length_takes_no_unit(edit, unit):
     with pytest.raises(ValueError, match=f"edit='{edit}' takes no unit: leave it out, or choose another edit"):
         Edit.of(concept(), edit=edit, unit=unit, **options_of(edit))
@@ -410,7 +412,7 @@ def constants() -> Coefficients:
 
 @pytest.mark.parametrize(
     ("edit", "unit", "options"),
-    [("ablate", "gap", {}), ("add", "raw", {}), ("add", "gap", {"keep_norm": True}), ("add", "gap", {"target": 1.0})],
+    [("ablate", "kl", {}), ("add", "raw", {}), ("add", "kl", {"keep_norm": True}), ("add", "kl", {"target": 1.0})],
 )
 def test_bare_constants_take_nothing_that_they_would_ignore(edit, unit, options):
     with pytest.raises(ValueError, match="bare constants are the whole edit: leave out edit=, unit="):

@@ -196,7 +196,7 @@ def test_a_script_without_spaces_is_shown_as_it_comes(text):
 
 def test_the_figures_are_those_of_the_model_run_on_each_text(testbed, honesty, happiness):
     model, tokenizer = testbed
-    vectors, alphas = (honesty, happiness), (0.5, -1.0)
+    vectors, alphas = (honesty, happiness), (0.3, -0.3)
     sides = SideBySide(model, tokenizer, vectors).write(Job(SCENE, alphas))
     assert sides[0].text != sides[1].text
     prompt = encode(tokenizer, SCENE)

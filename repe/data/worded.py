@@ -1,0 +1,43 @@
+"""Words for letters: items that ask for an option's letter, asked again with the options' own texts to follow.
+
+A small model binds no letters to what they stand for: its answer stays where it is when the options change places, and
+nothing moves it. It may well know which of the texts is right.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from repe.data.items import Item
+
+OPTION = re.compile(r"\s*\(([A-Z])\)\s+(.+?)(?=\s*\([A-Z]\)|\s*Answer with|\s*$)", re.DOTALL)
+
+
+def worded(items: Iterable[Item]) -> list[Item]:
+    """The items, those that ask for a letter in words, and each once whichever order its options came in.
+
+    An item asks for a letter if its options are those that stand in brackets before texts at the end of its prompt. It
+    is left without the texts, which become its options.
+
+    Example:
+        >>> asked = Item("How many legs has a bee?\\n(A) six\\n(B) eight\\nAnswer with the letter only.", ("A", "B"), 0)
+        >>> worded([asked])
+        [Item(prompt='How many legs has a bee?', options=('six', 'eight'), answer=0, group='', about={})]
+    """
+    found = [_in_words(item) for item in items]
+    return list({json.dumps([item.prompt, sorted(item.options)]): item for item in reversed(found)}.values())[::-1]
+
+
+def _in_words(item: Item) -> Item:
+    is_text = isinstance(item.prompt, str)
+    asked = str(item.prompt if is_text else item.prompt[-1]["content"])  # type: ignore[index]
+    found = {match[1]: match for match in OPTION.finditer(asked)}
+    letters = [option.strip() for option in item.options]
+    if sorted(found) != sorted(letters):
+        return item
+    question = asked[: min(match.start() for match in found.values())].rstrip()
+    prompt = question if is_text else (*item.prompt[:-1], {**dict(item.prompt[-1]), "content": question})  # type: ignore[arg-type]
+    return replace(item, prompt=prompt, options=tuple(found[letter][2].strip() for letter in letters))

@@ -1,0 +1,256 @@
+"""The forecast: what writing along a direction would gain and cost at every block, without steering once.
+
+Efficiency, the gain for a square root of the cost, has no unit: it compares blocks, readers and random directions. What
+it is made of comes from gradients (`repe.reading.gradients`), and holds for small pushes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repe import display
+from repe.data.answers import Answer
+from repe.data.catalogue import Pairs
+from repe.data.worded import worded
+from repe.measuring.costs import plain_texts
+from repe.measuring.curve import ByValue
+from repe.measuring.fanout import scoped
+from repe.measuring.intervals import Array, Estimate, Measured
+from repe.measuring.tradeoff import Task, items_of, texts_of
+from repe.models.blocks import find_stack
+from repe.models.logits import check_causal
+from repe.reading.dose import TEXTS, TOKENS
+from repe.reading.extract import read_poles
+from repe.reading.gradients import fisher, gradients_of_answers, samples_of_divergence, slopes
+from repe.reading.placing import as_questions, spread
+from repe.reading.vector import DIVERGENCE, ConceptVector
+from repe.steering.edit import Edit
+from repe.steering.scope import Scope
+
+READERS = ("mean", "pca", "probe")
+ITEMS, DRAWS, RANDOM = 40, 8, 1000
+UNUSUAL = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast(ByValue):
+    """What a small strength gains and costs; arrays are (readers, blocks) where nothing else is said.
+
+    Attributes:
+        concept: its name.
+        readers: what fitted each direction.
+        blocks: their numbers.
+        slope: how far the log odds of the aligned answer move, in nats, for one dose: the length at which plain text is
+            forecast to diverge by 0.1 nats a token. Backwards they move as far the other way.
+        dose: that length, in activation units.
+        efficiency, low, high: the slope for a square root of the Fisher information, and its 95% interval over items.
+        wrong: the share of items that move the wrong way.
+        place: the share of random directions that are less efficient, whichever way they point.
+        random: (blocks,), the efficiency that 95% of random directions stay below.
+        accuracy: held-out pairs that are read rightly, NaN where unknown.
+        scope: the tokens that are edited.
+
+    Example:
+        >>> found = repe.forecast(model, tokenizer, "honesty", readers="mean", items=12)
+        >>> found.is_written, round(float(found.accuracy[0, 3]), 2)
+        (True, 1.0)
+    """
+
+    concept: str
+    readers: tuple[str, ...]
+    blocks: tuple[int, ...]
+    slope: Array
+    dose: Array
+    efficiency: Array
+    low: Array
+    high: Array
+    wrong: Array
+    place: Array
+    random: Array
+    accuracy: Array
+    scope: str
+
+    @property
+    def best(self) -> tuple[str, int]:
+        """The reader and the block of the largest efficiency."""
+        row, column = np.unravel_index(np.nanargmax(self.efficiency), self.efficiency.shape)
+        return self.readers[row], self.blocks[column]
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the best is clear of 0, and above 95% of the random directions; else the concept is only read."""
+        at = np.unravel_index(np.nanargmax(self.efficiency), self.efficiency.shape)
+        return bool(self.low[at] > 0 and self.place[at] >= UNUSUAL)
+
+    def at(self, reader: str, block: int) -> Estimate:
+        """The efficiency of a reader's direction at a block. Raises ValueError if it is not in the forecast."""
+        row, column = self.readers.index(reader), self.blocks.index(block)
+        return Estimate(*(float(array[row, column]) for array in (self.efficiency, self.low, self.high)))
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws efficiency by block, with the band of random directions; see `repe.plot.forecast`."""
+        from repe.plot import forecast
+
+        return forecast(self, ax)
+
+    def _table(self) -> display.Table:
+        reader, block = self.best
+        verdict = "" if self.is_written else ": read, and not surely written"
+        title = f"{self.concept}, scope {self.scope}: best at block {block}, reader {reader!r}{verdict}"
+        row = self.readers.index(reader)
+        shown = [
+            [
+                f"{number}{' ← best' if number == block else ''}", str(self.at(reader, number)),
+                f"{self.slope[row, i]:+.2f}", f"{self.wrong[row, i]:.0%}", f"{self.place[row, i]:.1%}",
+                f"{self.dose[row, i]:.3g}", f"{self.accuracy[row, i]:.2f}",
+            ]
+            for i, number in enumerate(self.blocks)
+        ]  # fmt: skip
+        heads = ["block", "efficiency", "nats a dose", "wrong way", "above random", "dose", "read rightly"]
+        return display.table(title, heads, shown)
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+
+def forecast(
+    model: nn.Module,
+    tokenizer: Any,
+    concept: Pairs | ConceptVector | Mapping[str, ConceptVector],
+    *,
+    readers: str | Sequence[str] = READERS,
+    alignment: Task | None = None,
+    neutral: Any = "neutral",
+    blocks: Any = "all",
+    scope: Scope = "all",
+    items: int = ITEMS,
+    draws: int = DRAWS,
+    seed: int = 0,
+    blocks_at: str | None = None,
+    progress: bool | None = None,
+) -> Forecast:
+    """Forecast, for every block and reader, what a strength will gain and cost, from gradients and without steering.
+
+    Args:
+        model, tokenizer: neither is changed. What is attached to the model applies.
+        concept: a name, the path of a file, pairs, a vector, or several vectors by name.
+        readers: what is fitted where pairs are given, as in `repe.extract`.
+        alignment: the behaviour items, as in `repe.tradeoff`; the concept's own by default. Those that ask for a letter
+            are asked in words.
+        neutral: plain texts, as in `repe.tradeoff`; twenty of them are read, 64 tokens each.
+        blocks: at which to fit, where pairs are given.
+        scope: the tokens that would be edited, as in `repe.steer`.
+        items: how many behaviour items, at most, evenly spread.
+        draws: samples a text of what the cost is made of: a dose is known to a share of 1 / sqrt(2 * texts * draws).
+        seed: of the samples and of the random directions.
+        blocks_at: the dotted path of the list of blocks, where it cannot be found.
+        progress: show progress bars; None: where a terminal or a notebook shows them.
+
+    Raises:
+        ValueError: the concept has no behaviour items and none are given, a model without a next token, or what
+            `repe.extract` raises.
+        RuntimeError: the model cannot be differentiated, as with quantised kernels: measure it with `repe.calibrate`.
+
+    Example:
+        >>> found = repe.forecast(model, tokenizer, "honesty", readers="mean", items=12)
+        >>> found.best[1] in (2, 3)
+        True
+
+    Sources: the quadratic cost, Wolf et al. (arXiv 2401.16332) and Taimeskhanov et al. (arXiv 2602.02712).
+    """
+    check_causal(model, blocks_at)
+    vectors = _vectors(model, tokenizer, concept, readers, blocks, seed, blocks_at, progress)
+    first = next(iter(vectors.values()))
+    for vector in vectors.values():
+        first.check_alike(vector)
+    asked = spread(worded(items_of(first.concept if alignment is None else alignment, model)), items)
+    stack = find_stack(model, first.stack, blocks_at)
+    sites = [stack.site(first.site, block) for block in first.blocks]
+    texts = plain_texts(tokenizer, list(texts_of(neutral, model))[::2][:TEXTS], Edit.of(first, scope=scope, unit="raw"))
+    cut = [Answer(text.ids[:TOKENS], min(text.begins, TOKENS)) for text in texts]
+
+    def edited(answer: Answer) -> Tensor:
+        return scoped(scope, len(answer.ids) - 1, answer.begins)
+
+    try:
+        gradients = gradients_of_answers(model, sites, as_questions(tokenizer, asked), edited=edited, progress=progress)
+        samples = samples_of_divergence(model, sites, cut, draws=draws, seed=seed, edited=edited, progress=progress)
+    except NotImplementedError as error:
+        raise RuntimeError(
+            f"the model cannot be differentiated ({error}): measure it with `repe.calibrate` instead"
+        ) from error
+    groups = [item.group for item in asked]
+    return _forecast(first.concept, vectors, gradients, samples, groups, repr(scope), seed)
+
+
+def _vectors(
+    model: nn.Module, tokenizer: Any, concept: Any, readers: str | Sequence[str], blocks: Any, seed: int,
+    blocks_at: str | None, progress: bool | None,
+) -> Mapping[str, ConceptVector]:  # fmt: skip
+    if isinstance(concept, ConceptVector):
+        return {str(concept.provenance.get("reader", "given")): concept}
+    if isinstance(concept, Mapping):
+        return concept
+    names = [readers] if isinstance(readers, str) else list(readers)
+    if not names:
+        raise ValueError("readers: name at least one, such as 'mean'")
+    poles = read_poles(model, tokenizer, concept, blocks=blocks, seed=seed, blocks_at=blocks_at, progress=progress)
+    return {name: poles.fitted(name) for name in names}
+
+
+def _forecast(
+    concept: str,
+    vectors: Mapping[str, ConceptVector],
+    gradients: Tensor,
+    samples: Tensor,
+    groups: Sequence[str],
+    scope: str,
+    seed: int,
+) -> Forecast:
+    chance = _random(gradients.mean(0), samples, seed)
+    rows: dict[str, list[Array]] = {
+        name: [] for name in ("slope", "dose", "efficiency", "low", "high", "wrong", "place")
+    }
+    for vector in vectors.values():
+        moved, root = slopes(gradients, vector.write).double(), fisher(samples, vector.write).double().sqrt()
+        found = Measured(np.arange(len(root)), (moved / root).T.numpy(), groups, seed).estimates()
+        mean = moved.mean(0)
+        rows["efficiency"].append(np.array([estimate.value for estimate in found]))
+        rows["low"].append(np.array([estimate.low for estimate in found]))
+        rows["high"].append(np.array([estimate.high for estimate in found]))
+        rows["dose"].append((np.sqrt(2 * DIVERGENCE) / root).numpy())
+        rows["slope"].append((mean / root * np.sqrt(2 * DIVERGENCE)).numpy())
+        rows["wrong"].append((moved < 0).double().mean(0).numpy())
+        rows["place"].append((chance < (mean / root).abs()).double().mean(0).numpy())
+    first = next(iter(vectors.values()))
+    return Forecast(
+        concept=concept,
+        readers=tuple(vectors),
+        blocks=first.blocks,
+        random=chance.quantile(UNUSUAL, dim=0).numpy(),
+        accuracy=np.stack([vector.accuracy.double().numpy() for vector in vectors.values()]),
+        scope=scope,
+        **{name: np.stack(found) for name, found in rows.items()},
+    )
+
+
+def _random(gradient: Tensor, samples: Tensor, seed: int) -> Tensor:
+    """(random directions, blocks): how efficient directions are that are drawn evenly from the sphere."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for block in range(samples.shape[1]):
+        drawn = torch.randn(RANDOM, samples.shape[2], generator=generator)
+        information = (samples[:, block] @ drawn.T).square().mean(0)
+        found.append((drawn @ gradient[block]).abs() / information.sqrt())
+    return torch.stack(found, dim=1).double()

@@ -1,0 +1,136 @@
+"""The forecast: on the testbed, what it says of small strengths is what steering does."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaModel
+
+import repe
+from repe.data.items import Item
+from repe.measuring.costs import costs
+from repe.measuring.forecast import ITEMS
+from repe.measuring.sweep import sweep
+from repe.measuring.tradeoff import items_of, texts_of
+from repe.reading.dose import TEXTS
+from repe.reading.extract import balanced, read_poles
+from repe.reading.placing import spread
+from tests import oracles, zoo
+from tests.test_display import Page
+
+SMALL = 0.01  # of a dose: the testbed leaves the quadratic early
+
+
+@pytest.fixture(scope="module")
+def vector(loaded_testbed: Any) -> Any:
+    return read_poles(*loaded_testbed, "honesty").fitted("mean")
+
+
+@pytest.fixture(scope="module", params=["all", "answer"])
+def found(request: Any, loaded_testbed: Any, vector: Any) -> Any:
+    return repe.forecast(*loaded_testbed, vector, scope=request.param, draws=24), request.param
+
+
+def test_gain_and_cost_are_those_of_a_small_strength(found: Any, loaded_testbed: Any, vector: Any) -> None:
+    forecast, scope = found
+    model, _ = loaded_testbed
+    items = {"honesty": spread(items_of("honesty", model), ITEMS)}
+    texts = texts_of("neutral", model)[::2][:TEXTS]
+    for column, block in enumerate(forecast.blocks):
+        dosed = replace(vector, dose=torch.tensor(forecast.dose[0], dtype=torch.float32))
+        how = {"blocks": block, "scope": scope}
+        minus, plus = sweep(*loaded_testbed, dosed, items, [-SMALL, SMALL], **how)["honesty"].difference.mean(1)
+        assert forecast.slope[0, column] == pytest.approx((plus - minus) / (2 * SMALL), rel=0.05, abs=0.05)
+        kl = costs(*loaded_testbed, dosed, texts, [-SMALL, SMALL], **how).kl.mean()
+        assert kl / SMALL**2 == pytest.approx(0.1, rel=0.35)  # 480 samples of texts that differ much
+
+
+def test_the_sign_is_right_wherever_the_interval_is_clear_of_zero(found: Any) -> None:
+    forecast, _ = found
+    clear = (forecast.low > 0) | (forecast.high < 0)
+    assert clear.any()
+    assert (np.sign(forecast.efficiency) == np.sign(forecast.slope)).all()
+    assert ((forecast.low <= forecast.efficiency) & (forecast.efficiency <= forecast.high)).all()
+
+
+def test_honesty_is_written_in_the_middle_and_beats_random_directions(found: Any) -> None:
+    forecast, _ = found
+    assert forecast.best[1] in (2, 3, 4)
+    assert forecast.is_written
+    assert forecast.place.max() == 1.0
+
+
+def test_a_random_direction_is_no_concept(loaded_testbed: Any, vector: Any) -> None:
+    places = [
+        repe.forecast(
+            *loaded_testbed, repe.ConceptVector.random(vector, seed), alignment="honesty", items=20, draws=4
+        ).place[0]
+        for seed in range(4)
+    ]
+    assert 0.2 < np.mean(places) < 0.8
+
+
+def test_several_vectors_are_forecast_from_the_same_gradients(loaded_testbed: Any, vector: Any) -> None:
+    both = repe.forecast(*loaded_testbed, {"own": vector, "turned": -vector}, items=12, draws=2)
+    alone = repe.forecast(*loaded_testbed, vector, items=12, draws=2)
+    assert both.readers == ("own", "turned")
+    np.testing.assert_allclose(both.efficiency[0], alone.efficiency[0], rtol=1e-5)
+    np.testing.assert_allclose(both.efficiency[0], -both.efficiency[1], rtol=1e-4)
+    np.testing.assert_allclose(both.wrong[0], 1 - both.wrong[1], atol=1e-9)
+
+
+def test_it_shows_itself(loaded_testbed: Any, vector: Any) -> None:
+    forecast = repe.forecast(*loaded_testbed, vector, items=12, draws=2)
+    assert "← best" in str(forecast)
+    page = Page(forecast._repr_html_())
+    assert page.tags.count("tr") == 7
+    axes = forecast.plot()
+    assert axes.get_xlabel() == "block"
+    assert len(axes.lines[0].get_xdata()) == 6
+
+
+def test_what_cannot_be_forecast_is_refused(tokenizer: Any) -> None:
+    model, vector = zoo.build("llama"), oracles.vector()
+    with pytest.raises(ValueError, match="no task is called 'concept 0'"):
+        repe.forecast(model, tokenizer, vector)
+    items = [Item("ab", ("c", "d"))] * 4
+    with pytest.raises(ValueError, match="readers: name at least one"):
+        repe.forecast(model, tokenizer, oracles.worded_pairs(), readers=[], alignment=items)
+    with pytest.raises(ValueError, match="has no language-model head"):
+        repe.forecast(LlamaModel(model.config), tokenizer, vector, alignment=items)
+
+
+# extraction that reads no more than the answer needs
+
+
+def test_any_first_part_of_the_balanced_order_has_every_template_alike() -> None:
+    pairs = oracles.worded_pairs(templates=5, items=8)
+    for seed in range(5):
+        order = balanced(pairs, seed)
+        assert sorted(map(repr, order)) == sorted(map(repr, pairs))
+        for count in range(5, len(order), 5):
+            templates = [pair.template for pair in order[:count]]
+            counts = [templates.count(f"t{t}") for t in range(5)]
+            assert max(counts) - min(counts) <= 1
+        assert len({pair.item for pair in order[:10]}) >= 5
+    assert balanced(pairs, 0) != balanced(pairs, 1)
+
+
+def test_extraction_stops_when_the_direction_is_known_and_says_so(loaded_testbed: Any) -> None:
+    whole = repe.extract(*loaded_testbed, "honesty", enough=None, writes=False)
+    part = repe.extract(*loaded_testbed, "honesty", writes=False)
+    assert part.provenance["pairs"] < whole.provenance["pairs"] == whole.provenance["pairs_there_are"]
+    assert whole.provenance["cosine_to_all"] == 1
+    assert part.provenance["cosine_to_all"] >= 0.88
+    assert float(part.cosine(whole).median()) >= part.provenance["cosine_to_all"] - 0.02
+
+
+def test_where_to_write_is_decided_by_writing_where_there_are_items(loaded_testbed: Any, tokenizer: Any) -> None:
+    by_writing = repe.extract(*loaded_testbed, "honesty")
+    assert by_writing.provenance["chosen_by"] == "writing"
+    assert len(by_writing.provenance["efficiency"]) == 6
+    by_reading = repe.extract(zoo.build("llama"), tokenizer, oracles.worded_pairs())
+    assert by_reading.provenance["chosen_by"] == "reading"
+    assert float(by_reading.dose[by_reading.row(by_reading.recommended[0])]) > 0

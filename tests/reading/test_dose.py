@@ -1,0 +1,104 @@
+"""Doses: what a strength of 1 costs is what was said, on a model of any family."""
+
+import math
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+import repe
+from repe.models.blocks import find_stack
+from repe.reading.dose import dosed, plain_texts
+from tests import oracles, zoo
+
+TEXTS = ["a text of some length", "another one, longer than the first", "and a third", "short"]
+
+
+@cache
+def model_of(family: str) -> Any:
+    return zoo.build(family)
+
+
+@torch.no_grad()
+def cost_of(model: Any, texts: Any, push: torch.Tensor, block: int) -> float:
+    """Nats a token of texts that stand alone, pushed by a plain hook either way."""
+    found = []
+    for text in texts:
+        ids = torch.tensor([text.ids[:-1]])
+        plain = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+        for sign in (1, -1):
+            with oracles.changed(find_stack(model).blocks[block], lambda hidden, s=sign: hidden + s * push):
+                steered = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+            found.append(float((plain.exp() * (plain - steered)).sum(-1).mean()))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "falcon", "gemma2", "mamba"])
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_dose_costs_a_tenth_of_a_nat_where_it_is_recommended(family: str, block: int) -> None:
+    model, tokenizer = model_of(family), zoo.tokenizer()
+    vector = dosed(model, tokenizer, oracles.vector(recommended=(block,)), TEXTS)
+    row = vector.row(block)
+    push = vector.dose[row] * vector.write[row]
+    assert cost_of(model, plain_texts(model, tokenizer, TEXTS), push, block) == pytest.approx(0.1, rel=0.1)
+    assert str(block) in vector.provenance["dose"]["measured"]
+    assert (vector.dose > 0).all()
+
+
+def test_a_dose_elsewhere_is_forecast_and_near(tokenizer: Any) -> None:
+    model = model_of("llama")
+    vector = dosed(model, tokenizer, oracles.vector(recommended=(2,)), TEXTS)
+    for block in (1, 3):
+        push = vector.dose[block] * vector.write[block]
+        assert 0.02 < cost_of(model, plain_texts(model, tokenizer, TEXTS), push, block) < 0.5
+
+
+def test_a_strength_of_one_adds_a_dose(tokenizer: Any) -> None:
+    model = model_of("llama")
+    vector = dosed(model, tokenizer, oracles.vector(recommended=(2,)), TEXTS)
+    batch = zoo.inputs("llama")
+    with repe.steer(model, vector, -1.0) as handle:
+        steered = oracles.recorded(model, [find_stack(model).blocks[2]], **batch)[0]
+    (plain,) = oracles.recorded(model, [find_stack(model).blocks[2]], **batch)
+    moved = (steered - plain)[batch["attention_mask"].bool()]
+    torch.testing.assert_close(moved, (-vector.dose[2] * vector.write[2]).expand_as(moved), atol=1e-4, rtol=1e-3)
+    assert handle.divergence == pytest.approx(0.1)
+
+
+def test_where_no_length_will_do_the_dose_is_unknown_and_the_reason_told(tokenizer: Any) -> None:
+    """The head of this model sees nothing of what a direction adds."""
+    model = zoo.build("llama")
+    axis = torch.nn.functional.normalize(torch.ones(zoo.D_MODEL), dim=0)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    same = axis.expand(zoo.N_BLOCKS, -1).clone()
+    vector = dosed(model, tokenizer, replace(oracles.vector(), write=same, read=same), TEXTS)
+    assert math.isnan(vector.dose[oracles.BLOCK])
+    assert "costs 0.1 nats a token" in vector.provenance["dose"]["unknown"][str(oracles.BLOCK)]
+    with pytest.raises(ValueError, match="does not know its dose"):
+        repe.steer(model, vector, 1.0)
+
+
+def test_a_model_that_cannot_be_differentiated_is_measured(tokenizer: Any, monkeypatch: Any) -> None:
+    model, expected = model_of("llama"), dosed(model_of("llama"), tokenizer, oracles.vector(), TEXTS)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no derivative of this kernel")
+
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    vector = dosed(model, tokenizer, oracles.vector(), TEXTS)
+    assert float(vector.dose[oracles.BLOCK]) == pytest.approx(float(expected.dose[oracles.BLOCK]), rel=0.1)
+    assert vector.dose.isnan().sum() == zoo.N_BLOCKS - 1
+    assert "no derivative of this kernel" in vector.provenance["dose"]["unknown"]["forecast"]
+
+
+def test_what_has_no_next_token_has_no_dose(tokenizer: Any) -> None:
+    sizes = {"hidden_size": zoo.D_MODEL, "num_hidden_layers": zoo.N_BLOCKS, "num_attention_heads": 4}
+    bert = BertModel(BertConfig(**sizes, intermediate_size=48, vocab_size=zoo.VOCABULARY))
+    with pytest.raises(ValueError, match="not causal"):
+        dosed(bert, tokenizer, oracles.vector(), TEXTS)
+    with pytest.raises(ValueError, match="at least one text of two tokens"):
+        dosed(model_of("llama"), tokenizer, oracles.vector(), [])
