@@ -351,8 +351,8 @@ class Harnessed:
             what = f"{lost} contexts are too long for {self.max_length} tokens, and lost their first ones"
             warnings.warn(what, stacklevel=2)
         if new := [answer for answer in dict.fromkeys(answers) if answer not in self._known]:
-            log_p, greedy = self._scorer.log_likelihoods(new, self._edit, self._strengths)
-            self._known.update(zip(new, zip(log_p.T, greedy.T, strict=True), strict=True))
+            found = self._scorer.log_likelihoods(new, self._edit, self._strengths)
+            self._known.update(zip(new, zip(found.log_p.T, found.greedy.T, strict=True), strict=True))
         at = self._strengths.index(self._alpha)
         known = [self._known[answer] for answer in answers]
         return [(float(log_p[at]), bool(greedy[at])) for log_p, greedy in known]

@@ -10,7 +10,8 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ from repe.steering.steer import steer
 log = logging.getLogger(__name__)
 
 
-class Likelihoods(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Likelihoods:
     """Of answers: log P behind their prompts in nats, summed over their tokens, and whether greedy decoding would write
     them; both (alphas, answers)."""
 
