@@ -22,19 +22,18 @@ from repe.display import bar_of
 from repe.measuring.choice import UNCHANGED, Outcome, affordable, first_half
 from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.fanout import BATCH_TOKENS
-from repe.measuring.forecast import forecast
+from repe.measuring.forecast import READERS, forecast
 from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_of
 from repe.measuring.scoring import TransformersScorer
 from repe.measuring.sweep import Exam
 from repe.measuring.tradeoff import Task, items_of, texts_of
 from repe.models.load import home_of
-from repe.reading.dose import dosed
 from repe.reading.extract import read_poles
+from repe.reading.placing import dosed
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, EditOptions, spells_options
 from repe.steering.steer import edit_of
 
-READERS = ("mean", "pca", "probe")
 TRIED = 3
 STEPS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the farthest alpha: what is tried out at a block
 NEAREST, FARTHEST = 2.0**-6, 2.0**6  # alphas between which the limit is looked for

@@ -160,7 +160,7 @@ def forecast(
     Raises:
         ValueError: the concept has no behaviour items and none are given, a model without a next token, or what
             `repe.extract` raises.
-        RuntimeError: the model cannot be differentiated, as with quantised kernels: measure it with `repe.calibrate`.
+        NotDifferentiableError: the model has no gradient, as with quantised kernels.
 
     Example:
         >>> found = repe.forecast(model, tokenizer, "honesty", readers="mean", items=12)
@@ -183,13 +183,9 @@ def forecast(
     def edited(answer: Answer) -> Tensor:
         return scoped(scope, len(answer.ids) - 1, answer.begins)
 
-    try:
-        gradients = gradients_of_answers(model, sites, as_questions(tokenizer, asked), edited=edited, progress=progress)
-        samples = samples_of_divergence(model, sites, cut, draws=draws, seed=seed, edited=edited, progress=progress)
-    except NotImplementedError as error:
-        raise RuntimeError(
-            f"the model cannot be differentiated ({error}): measure it with `repe.calibrate` instead"
-        ) from error
+    questions = as_questions(tokenizer, asked)
+    gradients = gradients_of_answers(model, sites, questions, edited=edited, progress=progress)
+    samples = samples_of_divergence(model, sites, cut, draws=draws, seed=seed, edited=edited, progress=progress)
     groups = [item.group for item in asked]
     return _forecast(first.concept, vectors, gradients, samples, groups, repr(scope), seed)
 

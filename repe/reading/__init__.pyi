@@ -1,6 +1,6 @@
 """The public names of this room, and where they live."""
 
-from .dose import dosed as dosed
+from .placing import dosed as dosed
 from .read import Reading as Reading
 from .read import score as score
 from .readers import LinearDiscriminant as LinearDiscriminant

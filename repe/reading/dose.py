@@ -19,18 +19,17 @@ from repe.data.answers import Answer
 from repe.data.catalogue import find_task
 from repe.data.items import load_texts
 from repe.display import bar_of
-from repe.models.blocks import device_of, find_stack, hidden_of, with_hidden
+from repe.models.blocks import device_of, hidden_of, with_hidden
 from repe.models.fingerprint import digest
 from repe.models.load import home_of
-from repe.models.logits import check_causal, divergence, log_probabilities, logits_at, vocabulary_of
+from repe.models.logits import divergence, log_probabilities, logits_at, vocabulary_of
 from repe.models.tokens import Text, encode, pad
 from repe.models.tracking import Hook, prompts_end, put
 from repe.reading.capture import evaluating
-from repe.reading.gradients import MOST_LOGITS, fisher, samples_of_divergence
+from repe.reading.gradients import MOST_LOGITS, batches_of
 from repe.reading.vector import DIVERGENCE, ConceptVector
 
 TEXTS, TOKENS = 20, 64  # how many plain texts, and how much of each
-DRAWS = 4
 BATCH_TOKENS = 2048
 NEAR = 0.25  # how far from the divergence that is wanted, as a share: the power says the rest
 ROUNDS = 8
@@ -38,50 +37,7 @@ FIRST_GUESS, LONGEST = 0.05, 4.0  # norms of the activations
 LARGEST_STEP = 8.0
 
 
-def dosed(
-    model: nn.Module,
-    tokenizer: Any,
-    vector: ConceptVector,
-    texts: Sequence[Text] | None = None,
-    *,
-    blocks_at: str | None = None,
-    progress: bool | None = None,
-) -> ConceptVector:
-    """The vector with its doses: the length at every block that costs 0.1 nats a token, the mean of both signs.
-
-    It is measured at the recommended blocks, one by one, and elsewhere forecast from gradients.
-
-    Args:
-        model, tokenizer: neither is changed. What is attached to the model applies.
-        vector: whose directions they are.
-        texts: plain ones; every other one of the library's neutral texts by default, and of each the first 64 tokens.
-        blocks_at: the dotted path of the list of blocks, where it cannot be found.
-        progress: show progress bars; None: where a terminal or a notebook shows them.
-
-    Returns:
-        A vector whose `dose` is NaN where none was found; `provenance["dose"]` says how each was, and why not.
-
-    Raises:
-        ValueError: no texts, or the model does not predict every token from those before it alone.
-
-    Example:
-        >>> vector = repe.reading.dosed(model, tokenizer, repe.extract(model, tokenizer, "honesty"))
-        >>> bool((vector.dose > 0).all())
-        True
-    """
-    check_causal(model, blocks_at)
-    plain = plain_texts(model, tokenizer, texts)
-    stack = find_stack(model, vector.stack, blocks_at)
-    sites = [stack.site(vector.site, block) for block in vector.blocks]
-    try:
-        samples = samples_of_divergence(model, sites, plain, draws=DRAWS, progress=progress)
-        return dose_of(model, sites, plain, vector, fisher(samples, vector.write), progress=progress)
-    except (RuntimeError, NotImplementedError) as error:  # quantised kernels have no gradient
-        told = {"forecast": f"the model cannot be differentiated ({type(error).__name__}: {error!s:.200})"}
-        return dose_of(model, sites, plain, vector, None, told, progress=progress)
-
-
-def plain_texts(model: nn.Module, tokenizer: Any, texts: Sequence[Text] | None = None) -> list[Answer]:
+def short_texts(model: nn.Module, tokenizer: Any, texts: Sequence[Text] | None = None) -> list[Answer]:
     """Plain texts as token ids, cut to a length, each written after its first token.
 
     Raises:
@@ -170,7 +126,8 @@ def divergences(
     """What a push of a length costs, forwards and backwards, in nats a token: the mean over texts of their means."""
     found: list[Tensor] = []
     room = max(1, min(BATCH_TOKENS, MOST_LOGITS // vocabulary_of(model)) // 3)
-    for chosen in _batches(texts, room):
+    for numbers in batches_of([len(text.ids) for text in texts], [1] * len(texts), room):
+        chosen = [texts[number] for number in numbers]
         rows = [text.ids[:-1] for text in chosen for _ in range(3)]
         given = pad(rows, device=device_of(model))
         width = given["input_ids"].shape[1]
@@ -188,15 +145,6 @@ def divergences(
             found.append(torch.stack([divergence(plain, other).mean() for other in steered]))
     forwards, backwards = torch.stack(found).double().mean(0).tolist()
     return forwards, backwards
-
-
-def _batches(texts: Sequence[Answer], room: int) -> list[list[Answer]]:
-    batches: list[list[Answer]] = []
-    for text in sorted(texts, key=lambda text: len(text.ids)):
-        if not batches or (len(batches[-1]) + 1) * len(text.ids) > room:
-            batches.append([])
-        batches[-1].append(text)
-    return batches
 
 
 class AddHook(Hook):

@@ -28,16 +28,15 @@ from repe.models.tokens import Text
 from repe.models.tracking import trackers_of
 from repe.reading import readers
 from repe.reading.capture import capture
-from repe.reading.placing import placed
+from repe.reading.placing import LATEST, placed
 from repe.reading.readers.reader import Reader
 from repe.reading.vector import ConceptVector
 
 Floats = NDArray[np.float64]
 
-NEARLY_EQUAL = 0.005  # of accuracy: blocks this near the best are told apart by their separation
+EQUALLY_READ = 0.005  # of accuracy: blocks this near the best are told apart by their separation
 ENOUGH = 0.88  # the cosine to the direction of all pairs
 FIRST, LEAST_HELD_OUT = 48, 32  # pairs
-LATEST = 0.8  # of the depth: what is written later is hardly acted upon any more (Arditi et al., arXiv 2406.11717)
 
 
 def extract(
@@ -206,14 +205,14 @@ def balanced(pairs: Sequence[ContrastPair], seed: int = 0) -> list[ContrastPair]
     many different items as there can be."""
     rng = random.Random(seed)
     items = [pair.item or index for index, pair in enumerate(pairs)]
-    templates = _places(rng, [pair.template for pair in pairs])
-    places, apart = _places(rng, items), max(1, len(set(items)) // len(templates))
+    templates = _numbered(rng, [pair.template for pair in pairs])
+    places, apart = _numbered(rng, items), max(1, len(set(items)) // len(templates))
     ranks = [(places[item] + apart * templates[p.template]) % len(places) for p, item in zip(pairs, items, strict=True)]
     order = sorted(rng.sample(range(len(pairs)), len(pairs)), key=ranks.__getitem__)
     return [pairs[index] for index in order]
 
 
-def _places(rng: random.Random, names: Sequence[Hashable]) -> dict[Hashable, int]:
+def _numbered(rng: random.Random, names: Sequence[Hashable]) -> dict[Hashable, int]:
     distinct = [*dict.fromkeys(names)]
     return {name: place for place, name in enumerate(rng.sample(distinct, len(distinct)))}
 
@@ -303,5 +302,5 @@ def _best(blocks: Sequence[int], depth: int, accuracy: Sequence[float], separati
     """
     rows = list(zip(blocks, accuracy, separation, strict=True))
     rows = [row for row in rows if row[0] < LATEST * depth] or rows
-    enough = max(accuracy for _, accuracy, _ in rows) - NEARLY_EQUAL
+    enough = max(accuracy for _, accuracy, _ in rows) - EQUALLY_READ
     return max((row for row in rows if row[1] >= enough), key=lambda row: row[2])[0]

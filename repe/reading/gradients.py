@@ -61,10 +61,10 @@ def gradients_of_answers(
         (questions, sites, d_model), float32, in nats for a push of length 1.
 
     Raises:
-        RuntimeError: the model cannot be differentiated.
+        NotDifferentiableError: the model has no gradient.
     """
     found = torch.empty(0)
-    groups = _batches([_longest(options) for options, _ in questions], [len(o) for o, _ in questions], batch_tokens)
+    groups = batches_of([_longest(options) for options, _ in questions], [len(o) for o, _ in questions], batch_tokens)
     with _differentiable(model), bar_of(desc="slopes", total=len(questions), unit="item", progress=progress) as bar:
         for chosen in groups:
             answers = [answer for number in chosen for answer in questions[number][0]]
@@ -100,11 +100,11 @@ def samples_of_divergence(
         (texts * draws, sites, d_model), float32.
 
     Raises:
-        RuntimeError: the model cannot be differentiated.
+        NotDifferentiableError: the model has no gradient.
     """
     generator, found = torch.Generator().manual_seed(seed), {}
     limit = min(batch_tokens, max(1, MOST_LOGITS // vocabulary_of(model)))
-    groups = _batches([len(text.ids) for text in texts], [1] * len(texts), limit)
+    groups = batches_of([len(text.ids) for text in texts], [1] * len(texts), limit)
     with _differentiable(model), bar_of(desc="costs", total=len(texts), unit="text", progress=progress) as bar:
         for chosen in groups:
             answers = [texts[number] for number in chosen]
@@ -165,16 +165,28 @@ def pushed(sites: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         yield pushes
 
 
+class NotDifferentiableError(RuntimeError):
+    """A model has no gradient."""
+
+
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
-    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
-        yield
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:  # as of quantised kernels
+        raise NotDifferentiableError(
+            f"gradients were asked of {type(model).__name__}, which has none ({error!s:.200}): load it unquantised, or "
+            "measure instead, by `repe.calibrate(..., tried=None)`"
+        ) from error
 
 
 # answers -> logits
 
 
-def _batches(lengths: Sequence[int], rows: Sequence[int], limit: int) -> list[list[int]]:
+def batches_of(lengths: Sequence[int], rows: Sequence[int], limit: int) -> list[list[int]]:
     """Numbers of what has a length and so many rows, from the short to the long, as many tokens together as allowed."""
     batches: list[list[int]] = []
     height = 0

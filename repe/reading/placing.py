@@ -1,7 +1,8 @@
-"""Placing: at which block a vector is written, by what writing there does to behaviour and costs on plain text."""
+"""Placing: at which block a vector is written, and how far, by what that does to behaviour and costs on plain text."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,14 +16,22 @@ from repe.data.items import Item, load_items
 from repe.data.worded import worded
 from repe.models.blocks import find_stack
 from repe.models.load import home_of
+from repe.models.logits import check_causal
 from repe.models.tokens import Text
-from repe.reading.dose import DRAWS, dose_of, plain_texts
-from repe.reading.gradients import Question, fisher, gradients_of_answers, samples_of_divergence, slopes
+from repe.reading.dose import dose_of, short_texts
+from repe.reading.gradients import (
+    NotDifferentiableError,
+    Question,
+    efficiency,
+    fisher,
+    gradients_of_answers,
+    samples_of_divergence,
+)
 from repe.reading.vector import ConceptVector
 
-ITEMS = 16
-LATEST = 0.8  # of the depth
-NEARLY_EQUAL = 0.05  # of efficiency, as a share: what few items and texts cannot tell apart
+ITEMS, DRAWS = 16, 4
+LATEST = 0.8  # of the depth: what is written later is hardly acted upon any more (Arditi et al., arXiv 2406.11717)
+EQUALLY_EFFICIENT = 0.05  # of efficiency, as a share: what few items and texts cannot tell apart
 
 
 def placed(
@@ -39,19 +48,71 @@ def placed(
 
     Its provenance says by what the block was chosen, and the efficiency of every block.
     """
-    stack = find_stack(model, vector.stack, blocks_at)
+    questions = questions_of(model, tokenizer, concept)
+    return _weighed(model, tokenizer, vector, questions, neutral, blocks_at, progress)
+
+
+def dosed(
+    model: nn.Module,
+    tokenizer: Any,
+    vector: ConceptVector,
+    texts: Sequence[Text] | None = None,
+    *,
+    blocks_at: str | None = None,
+    progress: bool | None = None,
+) -> ConceptVector:
+    """The vector with its doses: the length at every block that costs 0.1 nats a token, the mean of both signs.
+
+    It is measured at the recommended blocks, one by one, and elsewhere forecast from gradients.
+
+    Args:
+        model, tokenizer: neither is changed. What is attached to the model applies.
+        vector: whose directions they are.
+        texts: plain ones; every other one of the library's neutral texts by default, and of each the first 64 tokens.
+        blocks_at: the dotted path of the list of blocks, where it cannot be found.
+        progress: show progress bars; None: where a terminal or a notebook shows them.
+
+    Returns:
+        A vector whose `dose` is NaN where none was found; `provenance["dose"]` says how each was, and why not.
+
+    Raises:
+        ValueError: no texts, or the model does not predict every token from those before it alone.
+
+    Warns:
+        UserWarning: the model has no gradient, and only what is recommended was measured.
+
+    Example:
+        >>> vector = repe.reading.dosed(model, tokenizer, repe.extract(model, tokenizer, "honesty"))
+        >>> bool((vector.dose > 0).all())
+        True
+    """
+    check_causal(model, blocks_at)
+    return _weighed(model, tokenizer, vector, (), texts, blocks_at, progress)
+
+
+def _weighed(
+    model: nn.Module,
+    tokenizer: Any,
+    vector: ConceptVector,
+    questions: Sequence[Question],
+    texts: Sequence[Text] | None,
+    blocks_at: str | None,
+    progress: bool | None,
+) -> ConceptVector:
+    stack, plain = find_stack(model, vector.stack, blocks_at), short_texts(model, tokenizer, texts)
     sites = [stack.site(vector.site, block) for block in vector.blocks]
-    plain, questions = plain_texts(model, tokenizer, neutral), questions_of(model, tokenizer, concept)
     try:
         samples = samples_of_divergence(model, sites, plain, draws=DRAWS, progress=progress)
         gradients = gradients_of_answers(model, sites, questions, progress=progress) if questions else None
-    except (RuntimeError, NotImplementedError) as error:  # quantised kernels have no gradient
-        told = {"forecast": f"the model cannot be differentiated ({type(error).__name__}: {error!s:.200})"}
-        return dose_of(model, sites, plain, vector, None, told, progress=progress)
-    information = fisher(samples, vector.write)
+    except NotDifferentiableError as error:
+        warnings.warn(
+            f"{error}. Of {vector.concept!r}, reading alone chose the block, and doses of other blocks are unknown",
+            stacklevel=4,
+        )
+        return dose_of(model, sites, plain, vector, None, {"forecast": str(error)}, progress=progress)
     if gradients is not None:
-        vector = _moved(vector, slopes(gradients, vector.write).mean(0) / information.sqrt(), stack.n_blocks)
-    return dose_of(model, sites, plain, vector, information, progress=progress)
+        vector = _moved(vector, efficiency(gradients, samples, vector.write), stack.n_blocks)
+    return dose_of(model, sites, plain, vector, fisher(samples, vector.write), progress=progress)
 
 
 def questions_of(model: nn.Module, tokenizer: Any, concept: str, count: int = ITEMS) -> list[Question]:
@@ -85,6 +146,6 @@ def _moved(vector: ConceptVector, efficiency: Tensor, depth: int) -> ConceptVect
     if not usable.isfinite().any():
         return vector
     told = {"chosen_by": "writing", "efficiency": [round(float(e), 3) for e in efficiency]}
-    equal = usable >= usable.max() - NEARLY_EQUAL * usable.max().abs()
+    equal = usable >= usable.max() - EQUALLY_EFFICIENT * usable.max().abs()
     best = vector.blocks[int(vector.separation.masked_fill(~equal, -torch.inf).argmax())]
     return replace(vector, recommended=(best,), provenance={**vector.provenance, **told})

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel
 
 import repe
 from repe.models.blocks import find_stack
-from repe.reading.dose import dosed, plain_texts
+from repe.reading.dose import short_texts
+from repe.reading.placing import dosed
 from tests import oracles, zoo
 
 TEXTS = ["a text of some length", "another one, longer than the first", "and a third", "short"]
@@ -43,7 +44,7 @@ def test_a_dose_costs_a_tenth_of_a_nat_where_it_is_recommended(family: str, bloc
     vector = dosed(model, tokenizer, oracles.vector(recommended=(block,)), TEXTS)
     row = vector.row(block)
     push = vector.dose[row] * vector.write[row]
-    assert cost_of(model, plain_texts(model, tokenizer, TEXTS), push, block) == pytest.approx(0.1, rel=0.1)
+    assert cost_of(model, short_texts(model, tokenizer, TEXTS), push, block) == pytest.approx(0.1, rel=0.1)
     assert str(block) in vector.provenance["dose"]["measured"]
     assert (vector.dose > 0).all()
 
@@ -53,7 +54,7 @@ def test_a_dose_elsewhere_is_forecast_and_near(tokenizer: Any) -> None:
     vector = dosed(model, tokenizer, oracles.vector(recommended=(2,)), TEXTS)
     for block in (1, 3):
         push = vector.dose[block] * vector.write[block]
-        assert 0.02 < cost_of(model, plain_texts(model, tokenizer, TEXTS), push, block) < 0.5
+        assert 0.02 < cost_of(model, short_texts(model, tokenizer, TEXTS), push, block) < 0.5
 
 
 def test_a_strength_of_one_adds_a_dose(tokenizer: Any) -> None:
@@ -89,10 +90,20 @@ def test_a_model_that_cannot_be_differentiated_is_measured(tokenizer: Any, monke
         raise RuntimeError("no derivative of this kernel")
 
     monkeypatch.setattr(torch.autograd, "grad", refuse)
-    vector = dosed(model, tokenizer, oracles.vector(), TEXTS)
+    with pytest.warns(UserWarning, match="which has none .no derivative of this kernel.: .*reading alone chose"):
+        vector = dosed(model, tokenizer, oracles.vector(), TEXTS)
     assert float(vector.dose[oracles.BLOCK]) == pytest.approx(float(expected.dose[oracles.BLOCK]), rel=0.1)
     assert vector.dose.isnan().sum() == zoo.N_BLOCKS - 1
     assert "no derivative of this kernel" in vector.provenance["dose"]["unknown"]["forecast"]
+
+
+def test_a_lack_of_memory_is_no_lack_of_gradients(tokenizer: Any, monkeypatch: Any) -> None:
+    def fill(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch.autograd, "grad", fill)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        dosed(model_of("llama"), tokenizer, oracles.vector(), TEXTS)
 
 
 def test_what_has_no_next_token_has_no_dose(tokenizer: Any) -> None:
