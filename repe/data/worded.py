@@ -27,8 +27,10 @@ def worded(items: Iterable[Item]) -> list[Item]:
         >>> worded([asked])
         [Item(prompt='How many legs has a bee?', options=('six', 'eight'), answer=0, group='', about={})]
     """
-    found = [_in_words(item) for item in items]
-    return list({json.dumps([item.prompt, sorted(item.options)]): item for item in reversed(found)}.values())[::-1]
+    found: dict[str, Item] = {}
+    for item in map(_in_words, items):
+        found.setdefault(json.dumps([item.prompt, sorted(item.options)]), item)
+    return list(found.values())
 
 
 def _in_words(item: Item) -> Item:

@@ -40,3 +40,8 @@ def test_every_item_of_the_library_can_be_asked_in_words(path: object) -> None:
     assert not any(option.strip() in ("A", "B", "C", "D") for item in items for option in item.options)
     assert not any("(A)" in str(item.prompt) for item in items)
     assert all(len(set(item.options)) == len(item.options) for item in items)
+
+
+def test_the_order_is_kept() -> None:
+    items = [Item(ASKED, ("A", "B")), Item("Name a colour.", ("red", "seven")), Item(TURNED, ("B", "A"))]
+    assert [item.prompt for item in worded(items)] == ["Which is wet?", "Name a colour."]

@@ -7,10 +7,11 @@ import pytest
 
 import repe
 from repe.data.items import Item, load_items
-from repe.measuring.calibrate import halves
+from repe.measuring.calibrate import _places, halves
 from repe.measuring.costs import costs
 from repe.measuring.sweep import sweep
-from repe.measuring.tradeoff import texts_of
+from repe.measuring.tradeoff import items_of, texts_of
+from repe.reading.extract import read_poles
 from repe.testbed import FOLDER
 from tests import oracles, zoo
 
@@ -57,6 +58,18 @@ def test_a_block_is_chosen_by_what_writing_does_there(calibrated):
         gained = {trial.block: trial.validation.gain.value for trial in setting.trials}
         assert read[1] > 0.99
         assert gained[1] < 0.6 * gained[3]
+
+
+def test_only_what_is_forecast_to_be_best_is_tried(loaded_testbed):
+    model, tokenizer = loaded_testbed
+    poles = read_poles(model, tokenizer, "honesty")
+    vectors, items = {name: poles.fitted(name) for name in ("mean", "probe")}, items_of("honesty", model)[::8]
+    how = {"alignment": items, "neutral": texts_of("neutral", model), "blocks_at": None}
+    found = repe.forecast(model, tokenizer, vectors, **how)
+    (((name, vector),)) = _places(model, tokenizer, vectors, 1, **how).items()
+    assert (name, *vector.recommended) == found.best
+    assert vector.dose[vector.row(vector.recommended[0])] > 0
+    assert sum(len(v.recommended) for v in _places(model, tokenizer, vectors, None, **how).values()) == 12
 
 
 def test_the_farthest_alpha_is_where_the_divergence_reaches_the_limit(calibrated, loaded_testbed):

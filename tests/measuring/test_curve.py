@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from repe.measuring.choice import affordable, first_half
 from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
 from repe.measuring.intervals import clusters_of
+from tests import drawn
 
 ALPHAS = np.array([-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0])
 NAN = np.nan
@@ -208,6 +209,13 @@ def scored(likelihoods, answers=(0,), groups=("",), name="x"):
 
 
 PAIR = [[[-1.0, -2.0]]]
+
+
+@pytest.mark.parametrize(("provenance", "reach"), [({"unit": "kl"}, 0.5), ({"unit": "gap"}, 2.0), ({}, 2.0)])
+def test_what_is_linear_is_fitted_near_0_as_the_unit_has_it(provenance, reach):
+    found = drawn.curve(np.array([-4, -2, -0.5, -0.25, 0, 0.25, 0.5, 2, 4.0]), provenance=provenance)
+    assert found.fits.line.window == (-reach, reach)
+    assert found.fit(reach=0.25).line.window == (-0.25, 0.25)
 
 
 @pytest.mark.parametrize(

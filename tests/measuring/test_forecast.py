@@ -15,7 +15,7 @@ from repe.measuring.forecast import ITEMS
 from repe.measuring.sweep import sweep
 from repe.measuring.tradeoff import items_of, texts_of
 from repe.reading.dose import TEXTS
-from repe.reading.extract import balanced, read_poles
+from repe.reading.extract import _cosine_to_all, balanced, read_poles
 from repe.reading.placing import spread
 from tests import oracles, zoo
 from tests.test_display import Page
@@ -60,6 +60,7 @@ def test_honesty_is_written_in_the_middle_and_beats_random_directions(found: Any
     assert forecast.best[1] in (2, 3, 4)
     assert forecast.is_written
     assert forecast.place.max() == 1.0
+    assert forecast.wrong[0, forecast.blocks.index(forecast.best[1])] < 0.1
 
 
 def test_a_random_direction_is_no_concept(loaded_testbed: Any, vector: Any) -> None:
@@ -116,6 +117,18 @@ def test_any_first_part_of_the_balanced_order_has_every_template_alike() -> None
             assert max(counts) - min(counts) <= 1
         assert len({pair.item for pair in order[:10]}) >= 5
     assert balanced(pairs, 0) != balanced(pairs, 1)
+
+
+@pytest.mark.parametrize("seen", [20, 60, 299])
+def test_the_cosine_that_is_expected_is_that_of_the_mean_of_some_with_that_of_all(seen: int) -> None:
+    generator = np.random.default_rng(0)
+    told, true = [], []
+    for _ in range(40):
+        poles = generator.normal(size=(300, 2, 1, 50)) + np.array([0.1, 0.0])[:, None, None]
+        means = [(some[:, 0] - some[:, 1]).mean(0)[0] for some in (poles[:seen], poles)]
+        told.append(_cosine_to_all(poles[:seen], 300))
+        true.append(means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1]))
+    assert np.mean(told) == pytest.approx(np.mean(true), abs=0.06)  # the root of a noisy share is low
 
 
 def test_extraction_stops_when_the_direction_is_known_and_says_so(loaded_testbed: Any) -> None:

@@ -361,9 +361,12 @@ def test_two_runs_may_keep_what_they_measure_in_one_file(
         for alpha in (0.0, 1.0):
             for scorer in scorers:
                 assert scorer.log_likelihoods(answers, edit, [alpha]).log_p.isfinite().all()
+        with path.open("ab") as file:
+            file.write(b'{"kind": "log-l')  # a third run ended as it wrote
+        scorers[0].log_likelihoods(answers, edit, [2.0])
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         assert sum("format" in line for line in lines) == 1
-        assert len(lines) == 1 + 2 * 2 * len(answers)
+        assert len(lines) == 1 + (2 * 2 + 1) * len(answers)
         forwards.clear()
         TransformersScorer(model, tokenizer, resume=path).log_likelihoods(answers, edit, [0.0, 1.0])
         assert not forwards
