@@ -33,10 +33,15 @@ SOON = 2.0  # seconds before a bar that nobody asked for is shown
 
 
 def bar_of(*args: Any, progress: bool | None, **how: Any) -> Any:
-    """A bar of tqdm, which takes the other arguments. Without a wish, it is there where somebody is looking."""
+    """A bar of tqdm, which takes the other arguments.
+
+    Without a wish, it is there where somebody is looking, while it takes long, and TQDM_DISABLE is heard.
+    """
     from tqdm import tqdm
 
-    return tqdm(*args, disable=not is_wanted(progress), delay=0 if progress else SOON, **how)
+    if progress is None and is_wanted(progress):
+        return tqdm(*args, delay=SOON, leave=False, **how)
+    return tqdm(*args, disable=not progress, **how)
 
 
 def is_wanted(progress: bool | None) -> bool:

@@ -1,7 +1,9 @@
 """How things are shown: whatever they hold comes out as text, and can be read on any ground."""
 
 import io
+import os
 import re
+import subprocess
 import sys
 import unicodedata
 from dataclasses import replace
@@ -324,3 +326,15 @@ def test_a_bar_shows_itself_where_somebody_is_looking(wish, looking, shown, monk
     assert list(display.bar_of(range(3), "work", progress=wish, mininterval=0)) == [0, 1, 2]
     assert bool(stream.getvalue()) == bool(shown)
     assert shown in stream.getvalue()
+
+
+@pytest.mark.parametrize(("disabled", "shown"), [({}, True), ({"TQDM_DISABLE": "1"}, False)])
+def test_who_wants_no_bars_at_all_gets_none(disabled, shown):
+    code = (
+        "import io, sys; from repe import display; said, sys.stderr = sys.stderr, io.StringIO()\n"
+        "sys.stderr.isatty = lambda: True; display.SOON = 0\n"
+        "list(display.bar_of(range(3), 'work', progress=None, mininterval=0)); print(sys.stderr.getvalue())"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"} | disabled
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert ("work" in done.stdout) == shown

@@ -176,7 +176,7 @@ def read_poles(
     numbers = (0,) if site == "embedding" else found.indices(blocks)
     read: Any = partial(
         capture, model, tokenizer, blocks=list(numbers), tokens="last", site=site, stack=stack, blocks_at=blocks_at,
-        batch_size=batch_size,
+        batch_size=batch_size, progress=False,
     )  # fmt: skip
     with bar_of(desc="pairs", total=len(fit) + len(held), unit="pair", progress=progress) as bar:
         seen, cosine = _read_until(read, fit, enough, bar)
