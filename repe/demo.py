@@ -18,7 +18,7 @@ import repe
 from repe.data.items import Item, load_items
 from repe.data.worded import worded
 from repe.display import table
-from repe.measuring.tradeoff import items_of, texts_of
+from repe.measuring.tasks import items_of, texts_of
 from repe.models.generate import generate
 from repe.models.named import NAMED
 from repe.reading.placing import spread

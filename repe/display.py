@@ -8,6 +8,7 @@ escaped. Purple is more of a concept, orange is less, as in the pictures.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,7 @@ ENDLESS = 10**9  # columns
 
 # progress
 
+MINUTE = 60
 SOON = 2.0  # seconds before a bar that nobody asked for is shown
 
 
@@ -49,6 +51,24 @@ def is_wanted(progress: bool | None) -> bool:
     if progress is None:
         return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
     return progress
+
+
+def say(text: str, *, progress: bool | None) -> None:
+    """A line for whoever sees the bars."""
+    from tqdm import tqdm
+
+    if is_wanted(progress) and (progress or not os.environ.get("TQDM_DISABLE")):
+        tqdm.write(text, file=sys.stderr)
+
+
+def about(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    Example:
+        >>> about(48.7), about(200)
+        ('about 49 s', 'about 3 min')
+    """
+    return f"about {seconds:.0f} s" if seconds < 2 * MINUTE else f"about {seconds / MINUTE:.0f} min"
 
 
 def visible(text: str, spared: str = "\n\t") -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import repe
-from repe.measuring.tradeoff import items_of
+from repe.measuring.tasks import items_of
 from repe.models.named import NAMED
 from repe.reading.placing import spread
 

@@ -9,7 +9,7 @@ from repe.measuring.costs import costs
 from repe.measuring.curve import Costs, Scores
 from repe.measuring.scoring import Likelihoods, Scorer, TransformersScorer, log_likelihoods
 from repe.measuring.sweep import sweep
-from repe.measuring.tradeoff import items_of, texts_of
+from repe.measuring.tasks import items_of, texts_of
 from repe.measuring.write import write
 from repe.measuring.writings import Judgement, Writings
 

@@ -26,7 +26,7 @@ from repe.measuring.forecast import READERS, forecast
 from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_of
 from repe.measuring.scoring import TransformersScorer
 from repe.measuring.sweep import Exam
-from repe.measuring.tradeoff import Task, items_of, texts_of
+from repe.measuring.tasks import Task, items_of, texts_of
 from repe.models.load import home_of
 from repe.reading.extract import read_poles
 from repe.reading.placing import dosed
@@ -189,7 +189,7 @@ def calibrate(
     )  # fmt: skip
     edits = {name: edit_of(model, vector, **options) for name, vector in places.items()}
     scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)
-    search = Search(scorer, plain_texts(tokenizer, texts, next(iter(edits.values()))), limit, budget, seed)
+    search = Search(scorer, plain_texts(tokenizer, texts, next(iter(edits.values())).scope), limit, budget, seed)
     first, second = (Exam(tokenizer, dict(zip(("alignment", "helpfulness"), half, strict=True))) for half in halved)
     with bar_of(total=2 * sum(len(v.recommended) for v in places.values()), desc="calibrate", progress=progress) as bar:
         more, less = (search.setting(edits, first, second, sign, bar) for sign in (1, -1))

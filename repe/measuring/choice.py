@@ -105,19 +105,24 @@ class Trade:
     Attributes:
         behaviour: of the alignment task's items.
         helpfulness: P(right) of the helpfulness task's items.
-        random: (directions, alphas), mean behaviour along random directions; None where none were measured.
+        difference: the logit difference of the alignment task's items.
+        chance: (alphas,), how far 95% of random directions move its mean; None where that is not known.
+        blind: why a loss of helpfulness could not be seen, and nothing can be chosen; empty where it could.
     """
 
     behaviour: Measured
     helpfulness: Measured
-    random: Array | None = None
+    difference: Measured
+    chance: Array | None = None
+    blind: str = ""
 
     def choose(
         self, budget: float = 0.05, *, sign: int | None = 1, generator: np.random.Generator | None = None
     ) -> Choice:
         """Choose the strength with the largest gain of behaviour whose loss of helpfulness stays within a budget.
 
-        A gain counts where its interval is clear of 0, and where it is larger than along 95% of the random directions.
+        A gain counts where its interval is clear of 0, and where it is larger than along 95% of the random directions,
+        in nats of the logit difference.
         A random half of the clusters of either task chooses, the other half tests; a cluster that both tasks share goes
         to one half. What counts against the budget is the upper end of the loss's 95% interval.
 
@@ -137,8 +142,10 @@ class Trade:
             if (count := len(set(getattr(self, name).clusters))) < FEWEST:
                 few = f"the items of {name} are of {count} clusters, too few to choose and test: {FEWEST}"
                 return Choice(0.0, budget, sign or 1, reason=few)
-        (gains, losses), (other_gains, other_losses) = self._halves(generator)
-        alphas, expected, sure = gains.alphas, losses.estimates(), self._surely(gains)
+        if self.blind:
+            return Choice(0.0, budget, sign or 1, reason=self.blind)
+        (gains, losses, moved), (other_gains, other_losses, _) = self._halves(generator)
+        alphas, expected, sure = gains.alphas, losses.estimates(), self._surely(gains, moved)
         wish = np.where(sure, np.abs(gains.mean) if sign is None else sign * gains.mean, 0)
         usable = (wish > 0) & affordable(alphas, np.array([loss.high <= budget for loss in expected]))
         if not usable.any():
@@ -159,21 +166,19 @@ class Trade:
         generator = np.random.default_rng(self.behaviour.seed)
         return Rehearsal(tuple(self.choose(budget, sign=sign, generator=generator) for _ in range(splits)))
 
-    def _halves(self, generator: np.random.Generator | None) -> list[tuple[Measured, Measured]]:
-        """The gains of behaviour and the losses of helpfulness, on either half of the items."""
+    def _halves(self, generator: np.random.Generator | None) -> list[tuple[Measured, Measured, Measured]]:
+        """Gains of behaviour, losses of helpfulness, and how far the logits move, on either half of the items."""
         generator = np.random.default_rng(self.behaviour.seed) if generator is None else generator
         names = [np.array(measured.clusters) for measured in (self.behaviour, self.helpfulness)]
         first = first_half(set(names[0]), set(names[1]), generator)
         asked, tried = (np.isin(clusters, first) for clusters in names)
-        return [(self.behaviour.of(a).gain, self.helpfulness.of(t).loss) for a, t in ((asked, tried), (~asked, ~tried))]
+        halves = ((asked, tried), (~asked, ~tried))
+        return [(self.behaviour.of(a).gain, self.helpfulness.of(t).loss, self.difference.of(a).gain) for a, t in halves]
 
-    def _surely(self, gains: Measured) -> Array:
+    def _surely(self, gains: Measured, moved: Measured) -> Array:
         """Where behaviour moves more than its interval allows for chance, and more than along 95% of the directions."""
         sure = np.array([gain.low > 0 or gain.high < 0 for gain in gains.estimates()])
-        if self.random is None:
-            return sure
-        moved = np.abs(self.random - self.random[:, gains.alphas == 0])
-        return sure & (np.abs(gains.mean) > np.quantile(moved, 0.95, axis=0))
+        return sure if self.chance is None else sure & (np.abs(moved.mean) > self.chance)
 
 
 def first_half(one: set[str], other: set[str], generator: np.random.Generator) -> list[str]:

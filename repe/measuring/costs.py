@@ -16,7 +16,7 @@ from repe.measuring.fanout import BATCH_TOKENS
 from repe.measuring.scoring import TransformersScorer, strengths_of
 from repe.models.tokens import Text, encode
 from repe.steering.edit import Edit, EditOptions, spells_options
-from repe.steering.scope import needs_prompt_length
+from repe.steering.scope import Scope, needs_prompt_length
 from repe.steering.steer import Steered, edit_of
 
 
@@ -58,15 +58,15 @@ def costs(
     """
     strengths = strengths_of(alphas)
     edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
-    plain = plain_texts(tokenizer, texts, edit)
+    plain = plain_texts(tokenizer, texts, edit.scope)
     scorer = TransformersScorer(
         model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens, resume=resume, progress=progress
     )
     return costs_at(scorer, plain, edit, strengths)
 
 
-def plain_texts(tokenizer: Any, texts: Sequence[Text], edit: Edit) -> list[Answer]:
-    """Texts as token ids, and how much of each an edit takes for the prompt.
+def plain_texts(tokenizer: Any, texts: Sequence[Text], scope: Scope) -> list[Answer]:
+    """Texts as token ids, and how much of each a scope takes for the prompt.
 
     Raises:
         ValueError: there are none, or one is of a single token.
@@ -76,7 +76,7 @@ def plain_texts(tokenizer: Any, texts: Sequence[Text], edit: Edit) -> list[Answe
     rows = [tuple(encode(tokenizer, text)) for text in texts]
     if not rows or any(len(row) < 2 for row in rows):
         raise ValueError("costs are measured on at least one text, each of two tokens or more")
-    is_all_prompt = needs_prompt_length(edit.scope) and edit.scope not in ("answer", "generated")
+    is_all_prompt = needs_prompt_length(scope) and scope not in ("answer", "generated")
     return [Answer(row, len(row) if is_all_prompt else 1) for row in rows]
 
 

@@ -27,7 +27,9 @@ FORMAT = "repe.curve/1"
 CERTAIN = 1e-3  # how far above 0 rounding may lift the logarithm of a probability
 COLUMNS = ("behaviour", "difference", "helpfulness", "full", "accuracy", "loss", "kl", "cross_entropy", "change")
 SHOWN = ("behaviour", "helpfulness", "loss", "kl")
+SHOWN_OF_GUESSING = ("behaviour", "helpfulness", "cross_entropy", "kl")  # where a loss would say nothing
 ROWS = 11
+UNUSUAL = 0.95  # of the random directions do less
 NEAR = {"kl": 0.5}
 """By the unit, up to which |alpha| what is linear is fitted; 2 in all others. A gain saturates at about a dose."""
 
@@ -157,18 +159,24 @@ class Costs(ByValue):
 
 @dataclass(frozen=True, eq=False)
 class Control(ByValue):
-    """R random directions of the concept's norm, steered along as the concept was; means over items.
+    """What random directions do in the concept's place: R are steered along as the concept was, and N are forecast.
 
     Attributes:
         seeds: (R,).
-        behaviour, difference: (R, alphas), of the alignment task.
+        behaviour, difference: (R, alphas), of the alignment task, means over items.
         helpfulness: (R, alphas), mean P(right) among the options.
+        lengths: (R,), how many of the concept's lengths each was pushed: as many as are forecast to cost plain text
+            what the concept costs; 1 where nothing could be forecast.
+        slopes: (N,), how far directions of this cost are forecast to move the mean logit difference, in nats for an
+            alpha of 1; None where nothing could be forecast.
     """
 
     seeds: Array
     behaviour: Array
     difference: Array
     helpfulness: Array
+    lengths: Array | None = None
+    slopes: Array | None = None
 
     def __post_init__(self) -> None:
         freeze(self, "seeds", numbers_in("seeds", self.seeds, 1, whole=True))
@@ -177,6 +185,22 @@ class Control(ByValue):
             shape, expected = getattr(self, name).shape, (len(self.seeds), self.behaviour.shape[1])
             if shape != expected:
                 raise ValueError(f"`{name}` of the control has shape {shape}, expected {expected} (seeds, alphas)")
+        lengths = np.ones(len(self.seeds)) if self.lengths is None else self.lengths
+        freeze(self, "lengths", numbers_in("lengths", lengths, 1))
+        if len(self.lengths) != len(self.seeds):  # type: ignore[arg-type]
+            raise ValueError(f"`lengths` of the control are of {len(lengths)} directions, expected {len(self.seeds)}")
+        if self.slopes is not None:
+            freeze(self, "slopes", numbers_in("slopes", self.slopes, 1))
+
+    def reach(self, alphas: Array) -> Array:
+        """(alphas,), how far 95% of random directions move the mean logit difference at these, those of the curve.
+
+        Where they are forecast, it is at least as far as any that was steered along went.
+        """
+        moved = np.abs(self.difference - self.difference[:, alphas == 0])
+        if self.slopes is None:
+            return np.quantile(moved, UNUSUAL, axis=0)
+        return np.maximum(np.abs(alphas) * np.quantile(np.abs(self.slopes), UNUSUAL), moved.max(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +232,7 @@ class TradeoffCurve(ByValue):
     Example:
         >>> rising = np.log([[[0.4, 0.6]] * 8, [[0.5, 0.5]] * 8, [[0.7, 0.3]] * 8])  # 3 alphas, 8 items, 2 options
         >>> honesty = Scores("honesty", rising, [0] * 8, [""] * 8)
-        >>> skills = Scores("skills", np.log(np.full((3, 8, 2), 0.5)), [0] * 8, [""] * 8)
+        >>> skills = Scores("skills", np.log([[[0.8, 0.2]] * 8] * 3), [0] * 8, [""] * 8)
         >>> print(TradeoffCurve("honesty", [-1, 0, 1], honesty, skills).best(budget=0.05))
         alpha 1 for a loss of at most 0.05: gain 0.4 [0.4, 0.4], loss 0 [0, 0] on items not chosen on
     """
@@ -252,18 +276,35 @@ class TradeoffCurve(ByValue):
     def fit(self, *, reach: float | None = None, seed: int = 0) -> Fits:
         """Fit everything that was measured: see `repe.measuring.fits.fit_all`. The seed is of the resampling."""
         near = NEAR.get(self.provenance.get("unit", "gap"), 2.0) if reach is None else reach
-        return fit_all(self._measured(seed), self.helpfulness.floor, reach=near)
+        slopes = None if self.control is None else self.control.slopes
+        return fit_all(self._measured(seed), self.helpfulness.floor, reach=near, slopes=slopes)
 
     def best(self, budget: float = 0.05, *, seed: int = 0, sign: int | None = 1) -> Choice:
         """Choose the strength that gains most within a budget: see `repe.measuring.choice.Trade.choose`.
 
-        The seed is of the split and of the resampling.
+        The seed is of the split and of the resampling. Where the unsteered model `guesses`, none is recommended.
         """
         return self._trade(seed).choose(budget, sign=sign)
 
     def rehearse(self, splits: int = 200, budget: float = 0.05, *, seed: int = 0, sign: int | None = 1) -> Rehearsal:
         """Try how often `best` keeps its budget over random splits: see `repe.measuring.choice.Trade.rehearse`."""
         return self._trade(seed).rehearse(splits, budget, sign=sign)
+
+    @cached_property
+    def guesses(self) -> bool:
+        """Whether the unsteered model is not surely right more often than by guessing, on the helpfulness items."""
+        right = self._right_at_zero
+        return bool(np.isfinite(right.low) and right.low <= self.helpfulness.floor)
+
+    @property
+    def _right_at_zero(self) -> Estimate:
+        accuracy = self._measured(0)["accuracy"]
+        return accuracy.estimates(accuracy.at_zero[None])[0]
+
+    @property
+    def _guessing(self) -> str:
+        told = f"unsteered, a share of {self._right_at_zero} of {self.helpfulness.name} is right"
+        return f"{told}, where guessing gets {self.helpfulness.floor:.3g}: no loss can be seen"
 
     @cached_property
     def columns(self) -> dict[str, Array]:
@@ -297,8 +338,10 @@ class TradeoffCurve(ByValue):
         return measured | {n: Measured(self.alphas, v, seed=seed) for n, v in others.items() if v is not None}
 
     def _trade(self, seed: int) -> Trade:
-        measured, random = self._measured(seed), self.control
-        return Trade(measured["behaviour"], measured["helpfulness"], None if random is None else random.behaviour)
+        measured = self._measured(seed)
+        chance = None if self.control is None else self.control.reach(self.alphas)
+        blind = self._guessing if self.guesses else ""
+        return Trade(measured["behaviour"], measured["helpfulness"], measured["difference"], chance, blind)
 
     # how it is shown
 
@@ -321,7 +364,8 @@ class TradeoffCurve(ByValue):
 
     def _table(self) -> display.Table:
         """A few strengths in rows, with a mark at the best, and what is said of it."""
-        choice, names = self.best(), [name for name in SHOWN if name in self.columns]
+        choice = self.best()
+        names = [name for name in (SHOWN_OF_GUESSING if self.guesses else SHOWN) if name in self.columns]
         spread = np.linspace(0, len(self.alphas) - 1, ROWS).round().astype(int)
         zero, best = (int(np.flatnonzero(self.alphas == alpha)[0]) for alpha in (0, choice.alpha))
         rows = [

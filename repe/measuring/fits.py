@@ -88,7 +88,7 @@ class Fits:
         return "\n".join(str(getattr(self, f.name)) for f in fields(self))
 
 
-def fit_all(measured: Mapping[str, Measured], floor: float, *, reach: float = 2.0) -> Fits:
+def fit_all(measured: Mapping[str, Measured], floor: float, *, reach: float = 2.0, slopes: Array | None = None) -> Fits:
     """Fit everything that was measured.
 
     Args:
@@ -96,6 +96,7 @@ def fit_all(measured: Mapping[str, Measured], floor: float, *, reach: float = 2.
             be missing.
         floor: the P(right) of guessing.
         reach: the largest |alpha| that counts as near 0, for all that is linear there.
+        slopes: those of random directions that were forecast; None where none were.
     """
     line, growth = fit_line(measured["difference"], reach=reach), "norm of the last hidden state's change"
     kl, change, steerability = (Fit(what, reason="not measured") for what in ("KL divergence", growth, "control"))
@@ -104,7 +105,7 @@ def fit_all(measured: Mapping[str, Measured], floor: float, *, reach: float = 2.
     if "change" in measured:
         change = fit_growth(growth, measured["change"], reach=reach)
     if "random_difference" in measured:
-        steerability = fit_steerability(line, measured["random_difference"], measured["random_helpfulness"])
+        steerability = fit_steerability(line, measured["random_difference"], measured["random_helpfulness"], slopes)
     return Fits(
         line,
         fit_tanh(measured["behaviour"]),
@@ -267,25 +268,27 @@ def fit_normality(difference: Measured, *, reach: float = 2.0) -> Fit:
     return fit_growth(what, replace(difference, values=linearised), reach=reach, **facts)
 
 
-def fit_steerability(line: Fit, difference: Measured, helpfulness: Measured) -> Fit:
+def fit_steerability(line: Fit, difference: Measured, helpfulness: Measured, slopes: Array | None = None) -> Fit:
     """Compare the concept's slope of the mean logit difference with that of random directions, in the line's window.
 
     Its facts: how many of the directions have a smaller |slope|, the share `p` that has not (the concept counted with
-    them), the ratio of their median |slope| to the concept's, and the helpfulness that they lose at the largest
-    |alpha|.
+    them), the ratio of their median |slope| to the concept's, and the helpfulness that is lost at the largest |alpha|
+    along those that were steered.
 
     Args:
         line: the concept's, of `fit_line`.
         difference, helpfulness: means over items of every random direction, which stands in an item's place.
+        slopes: those of random directions that were forecast; by default they are fitted to what was steered.
     """
     formula = "|slope| of the mean logit difference, against random directions"
     if line.window is None:
         return Fit(formula, reason=line.reason)
     near = difference.at((difference.alphas >= line.window[0]) & (difference.alphas <= line.window[1]))
-    random, size = np.abs(np.polyfit(near.alphas, near.values, 1)[0]), abs(line["slope"].value)
+    random = np.abs(np.polyfit(near.alphas, near.values, 1)[0] if slopes is None else slopes)
+    size = abs(line["slope"].value)
     sizes = np.abs(helpfulness.alphas).round(9)
     lost = 1 - helpfulness.values[sizes == sizes.max()].mean(0) / helpfulness.at_zero
-    slope, loss = difference.estimates(np.stack([random, lost]))
+    (slope,), (loss,) = (Measured(np.zeros(1), row[None], seed=difference.seed).estimates() for row in (random, lost))
     facts = {
         "directions": len(random),
         "smaller": int((random < size).sum()),

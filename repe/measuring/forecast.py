@@ -15,26 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from repe import display
-from repe.data.answers import Answer
 from repe.data.catalogue import Pairs
 from repe.data.worded import worded
-from repe.measuring.costs import plain_texts
+from repe.measuring.chance import DRAWS, ITEMS, Sensitivity
 from repe.measuring.curve import ByValue
-from repe.measuring.fanout import scoped
 from repe.measuring.intervals import Array, Estimate, Measured
-from repe.measuring.tradeoff import Task, items_of, texts_of
+from repe.measuring.tasks import Task, items_of, texts_of
 from repe.models.blocks import find_stack
 from repe.models.logits import check_causal
-from repe.reading.dose import TEXTS, TOKENS
 from repe.reading.extract import read_poles
-from repe.reading.gradients import fisher, gradients_of_answers, samples_of_divergence, slopes
-from repe.reading.placing import as_questions, spread
+from repe.reading.gradients import fisher, slopes
+from repe.reading.placing import spread
 from repe.reading.vector import DIVERGENCE, ConceptVector
 from repe.steering.edit import Edit
 from repe.steering.scope import Scope
 
 READERS = ("mean", "pca", "probe")
-ITEMS, DRAWS, RANDOM = 40, 8, 1000
 UNUSUAL = 0.95
 
 
@@ -177,17 +173,11 @@ def forecast(
     asked = spread(worded(items_of(first.concept if alignment is None else alignment, model)), items)
     stack = find_stack(model, first.stack, blocks_at)
     sites = [stack.site(first.site, block) for block in first.blocks]
-    texts = plain_texts(tokenizer, list(texts_of(neutral, model))[::2][:TEXTS], Edit.of(first, scope=scope, unit="raw"))
-    cut = [Answer(text.ids[:TOKENS], min(text.begins, TOKENS)) for text in texts]
-
-    def edited(answer: Answer) -> Tensor:
-        return scoped(scope, len(answer.ids) - 1, answer.begins)
-
-    questions = as_questions(tokenizer, asked)
-    gradients = gradients_of_answers(model, sites, questions, edited=edited, progress=progress)
-    samples = samples_of_divergence(model, sites, cut, draws=draws, seed=seed, edited=edited, progress=progress)
-    groups = [item.group for item in asked]
-    return _forecast(first.concept, vectors, gradients, samples, groups, repr(scope), seed)
+    scope = Edit.of(first, scope=scope, unit="raw").scope
+    sensitivity = Sensitivity.of(
+        model, tokenizer, sites, asked, texts_of(neutral, model), scope, draws=draws, seed=seed, progress=progress
+    )
+    return _forecast(first.concept, vectors, sensitivity, [item.group for item in asked], repr(scope), seed)
 
 
 def _vectors(
@@ -208,23 +198,23 @@ def _vectors(
 def _forecast(
     concept: str,
     vectors: Mapping[str, ConceptVector],
-    gradients: Tensor,
-    samples: Tensor,
+    found: Sensitivity,
     groups: Sequence[str],
     scope: str,
     seed: int,
 ) -> Forecast:
-    chance = _random(gradients.mean(0), samples, seed)
+    chance = _random(found, seed)
     rows: dict[str, list[Array]] = {
         name: [] for name in ("slope", "dose", "efficiency", "low", "high", "wrong", "place")
     }
     for vector in vectors.values():
-        moved, root = slopes(gradients, vector.write).double(), fisher(samples, vector.write).double().sqrt()
-        found = Measured(np.arange(len(root)), (moved / root).T.numpy(), groups, seed).estimates()
+        moved = slopes(found.gradients, vector.write).double()
+        root = fisher(found.samples, vector.write).double().sqrt()
+        known = Measured(np.arange(len(root)), (moved / root).T.numpy(), groups, seed).estimates()
         mean = moved.mean(0)
-        rows["efficiency"].append(np.array([estimate.value for estimate in found]))
-        rows["low"].append(np.array([estimate.low for estimate in found]))
-        rows["high"].append(np.array([estimate.high for estimate in found]))
+        rows["efficiency"].append(np.array([estimate.value for estimate in known]))
+        rows["low"].append(np.array([estimate.low for estimate in known]))
+        rows["high"].append(np.array([estimate.high for estimate in known]))
         rows["dose"].append((np.sqrt(2 * DIVERGENCE) / root).numpy())
         rows["slope"].append((mean / root * np.sqrt(2 * DIVERGENCE)).numpy())
         rows["wrong"].append((moved < 0).double().mean(0).numpy())
@@ -237,16 +227,12 @@ def _forecast(
         random=chance.quantile(UNUSUAL, dim=0).numpy(),
         accuracy=np.stack([vector.accuracy.double().numpy() for vector in vectors.values()]),
         scope=scope,
-        **{name: np.stack(found) for name, found in rows.items()},
+        **{name: np.stack(values) for name, values in rows.items()},
     )
 
 
-def _random(gradient: Tensor, samples: Tensor, seed: int) -> Tensor:
+def _random(found: Sensitivity, seed: int) -> Tensor:
     """(random directions, blocks): how efficient directions are that are drawn evenly from the sphere."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
-    for block in range(samples.shape[1]):
-        drawn = torch.randn(RANDOM, samples.shape[2], generator=generator)
-        information = (samples[:, block] @ drawn.T).square().mean(0)
-        found.append((drawn @ gradient[block]).abs() / information.sqrt())
-    return torch.stack(found, dim=1).double()
+    drawn = (found.along_random(site, generator) for site in range(found.samples.shape[1]))
+    return torch.stack([moved.abs() / costs.square().mean(1).sqrt() for moved, costs in drawn], dim=1).double()

@@ -7,25 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repe.data.catalogue import concept_of, find_task, has
-from repe.data.items import Item, load_items, load_texts
-from repe.display import bar_of
+from repe.data.catalogue import concept_of, has
+from repe.data.items import Item
+from repe.data.worded import worded
+from repe.display import about, bar_of, say
+from repe.measuring.chance import Chance, chance_of
 from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
 from repe.measuring.fanout import BATCH_TOKENS
+from repe.measuring.record import name_of
 from repe.measuring.scoring import Scorer, TransformersScorer, strengths_of
 from repe.measuring.sweep import Exam
+from repe.measuring.tasks import Task, items_of, texts_of
 from repe.models.blocks import find_stack
 from repe.models.fingerprint import fingerprint
 from repe.models.load import home_of
 from repe.models.tokens import Text
-from repe.reading.extract import name_of
+from repe.reading.extract import name_of as name_of_model
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, EditOptions, spells_options
 from repe.steering.steer import edit_of
@@ -33,10 +38,9 @@ from repe.steering.steer import edit_of
 STEPS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)
 ALPHAS = (*(-step for step in reversed(STEPS)), 0.0, *STEPS)
 """Up to where plain text is expected to diverge by 0.4 nats a token."""
-CONTROLS = 20
+CONTROLS, STEERED = 20, 3
+"""Random directions that are steered along; the fewer where what many of them do is forecast."""
 PROVENANCE = ("reader", "pairs", "held_out_pairs", "pairs_digest")  # of the vector, what a curve keeps
-
-Task = str | os.PathLike[str] | Sequence[Item]
 
 
 @spells_options
@@ -51,6 +55,7 @@ def tradeoff(
     neutral: str | os.PathLike[str] | Sequence[Text] | None = "neutral",
     controls: int | None = None,
     baseline: Mapping[str, str] | bool = True,
+    letters: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     resume: str | os.PathLike[str] | None = None,
     blocks_at: str | None = None,
@@ -67,10 +72,14 @@ def tradeoff(
             the concept's own by default.
         helpfulness: the same for items with one right option; or what was measured of them elsewhere, at these alphas.
         neutral: texts on which divergence and cross-entropy are measured; None for none.
-        controls: random directions of the same norm, by seed from 0 on; 20 by default, for an edit that has a length,
-            along a vector, and with helpfulness measured here. Others have no such control.
+        controls: how many random directions are steered along; 3 by default where what 1,000 of them do to behaviour
+            can be forecast from gradients, else 20. They are as long as costs what the concept costs, as far as that is
+            forecast. An edit without a length, along several vectors, or with helpfulness measured elsewhere, has no
+            such control.
         baseline: system prompts by name, to compare with; True for those of the concept, where it has them and all
             items are chats.
+        letters: leave items that ask for an option's letter as they are; by default they are asked in words, as small
+            models bind no letters.
         batch_tokens, resume, blocks_at, progress, options: as in `repe.measuring.sweep`.
 
     Returns:
@@ -92,10 +101,11 @@ def tradeoff(
     strengths = strengths_of([0.0, *strengths_of(alphas)])
     edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
     placement = edit.on(find_stack(model, edit.stack, blocks_at))
-    tasks = {"alignment": items_of(edit.name if alignment is None else alignment, model)}
-    if not isinstance(helpfulness, Scores):
-        tasks["helpfulness"] = items_of(helpfulness, model)
-    elif len(helpfulness.log_likelihoods) != len(strengths):
+    given = {"alignment": edit.name if alignment is None else alignment, "helpfulness": helpfulness}
+    tasks = {name: items_of(task, model) for name, task in given.items() if not isinstance(task, Scores)}
+    if not letters:
+        tasks = {name: worded(items) for name, items in tasks.items()}
+    if isinstance(helpfulness, Scores) and len(helpfulness.log_likelihoods) != len(strengths):
         raise ValueError(
             f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are {strengths}, 0 "
             "among them"
@@ -106,21 +116,27 @@ def tradeoff(
         model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens, resume=resume, progress=progress
     )
     exam = Exam(tokenizer, tasks)
-    spent = costs_at(scorer, plain_texts(tokenizer, texts, edit), edit, strengths) if texts else Costs()
+    chance = _chance(scorer, exam, edit, randoms, texts or texts_of("neutral", model))
+    if chance is not None and controls is None:
+        randoms = randoms[:STEERED]
+    started = perf_counter()
+    exam.scores(scorer, edit, [0.0])
+    rows = (1 + len(randoms)) * (len(strengths) - 1)
+    say(f"{rows} strengths are to be measured: {about(rows * (perf_counter() - started))} at most", progress=progress)
+    spent = costs_at(scorer, plain_texts(tokenizer, texts, edit.scope), edit, strengths) if texts else Costs()
     measured = exam.scores(scorer, edit, strengths)
     if isinstance(helpfulness, Scores):
         measured["helpfulness"] = helpfulness
-    drawn = bar_of(randoms, "random directions", unit="direction", progress=progress if randoms else False)
     return TradeoffCurve(
         concept=edit.name,
         alphas=np.array(strengths),
         alignment=_named(measured["alignment"], alignment, edit.name),
         helpfulness=_named(measured["helpfulness"], helpfulness, "helpfulness"),
         costs=spent,
-        control=_control([exam.scores(scorer, edit.along(random), strengths) for random in drawn]),
+        control=_control(exam, scorer, edit, strengths, randoms, chance, progress),
         baseline=_baseline(scorer, tokenizer, prompts, tasks),
         provenance={
-            "model": name_of(model),
+            "model": name_of_model(model),
             "fingerprint": fingerprint(model),
             "vector": {key: edit.vectors[0].provenance.get(key) for key in PROVENANCE} if edit.vectors else {},
             "edit": edit.kind,
@@ -130,21 +146,10 @@ def tradeoff(
             "scope": repr(edit.scope),
             "baseline": dict(prompts),
             "controls": len(randoms),
+            "worded": not letters,
             "date": datetime.now(UTC).date().isoformat(),
         },
     )
-
-
-def items_of(task: Task, model: nn.Module) -> Sequence[Item]:
-    """The items of a task, from its name, the path of its file, or as they are."""
-    return load_items(find_task(task, home_of(model))) if isinstance(task, str | os.PathLike) else task
-
-
-def texts_of(neutral: Any, model: nn.Module) -> Sequence[Text]:
-    """Texts, from the name of a task, the path of a file, or as they are; none for None."""
-    if neutral is None:
-        return ()
-    return load_texts(find_task(neutral, home_of(model))) if isinstance(neutral, str | os.PathLike) else neutral
 
 
 def _named(scores: Scores, task: Any, otherwise: str) -> Scores:
@@ -176,18 +181,50 @@ def _randoms(edit: Edit, controls: int | None, tasks: Mapping[str, Sequence[Item
     return [replace(random, sigma=vector.sigma, norm=vector.norm) for random in drawn]
 
 
-def _control(rows: Sequence[Mapping[str, Scores]]) -> Control | None:
-    if not rows:
+def _chance(
+    scorer: TransformersScorer, exam: Exam, edit: Edit, randoms: Sequence[ConceptVector], texts: Sequence[Text]
+) -> Chance | None:
+    """What random directions are forecast to do, from the scorer's record where it is there."""
+    if not randoms:
         return None
-    means = [
-        (
-            row["alignment"].behaviour.mean(1),
-            row["alignment"].difference.mean(1),
-            row["helpfulness"].probability.mean(1),
-        )
-        for row in rows
+    name = name_of([[[answer.ids, answer.begins] for answer in exam.answers], [*texts], len(randoms)])
+    page = scorer.record.page("chance", edit)
+    (known,) = page.known([name], lambda _, value: isinstance(value, list) and len(value) == 2)
+    if known:
+        slopes, lengths = known[0.0]
+        return Chance(torch.tensor(slopes), lengths)
+    items, blocks_at = exam.tasks["alignment"], scorer.blocks_at
+    found = chance_of(
+        scorer.model, scorer.tokenizer, edit, randoms, items, texts, blocks_at=blocks_at, progress=scorer.progress
+    )
+    if found is not None:
+        page.add([(name, [0.0], [[found.slopes.tolist(), [*found.lengths]]])])
+    return found
+
+
+def _control(
+    exam: Exam,
+    scorer: Scorer,
+    edit: Edit,
+    strengths: Sequence[float],
+    randoms: Sequence[ConceptVector],
+    chance: Chance | None,
+    progress: bool | None,
+) -> Control | None:
+    if not randoms:
+        return None
+    lengths = [1.0] * len(randoms) if chance is None else chance.lengths[: len(randoms)]
+    pairs = [*zip(randoms, lengths, strict=True)]
+    rows = [
+        exam.scores(scorer, edit.along(random), [length * alpha for alpha in strengths])
+        for random, length in bar_of(pairs, "random directions", unit="direction", progress=progress)
     ]
-    return Control(np.arange(len(rows)), *(np.stack(column) for column in zip(*means, strict=True)))
+    behaviour, difference = (
+        np.stack([getattr(row["alignment"], name).mean(1) for row in rows]) for name in ("behaviour", "difference")
+    )
+    helpfulness = np.stack([row["helpfulness"].probability.mean(1) for row in rows])
+    slopes = None if chance is None else chance.slopes.double().numpy()
+    return Control(np.arange(len(rows)), behaviour, difference, helpfulness, np.array(lengths), slopes)
 
 
 # the baseline: to ask for the concept outright

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ def tradeoff(curve: TradeoffCurve, ax: Any = None, budget: float = 0.05) -> tupl
     """Draw behaviour above and helpfulness below, over the strength: means with 95% intervals, and their fits.
 
     Shaded are the strengths of `efficient_window`; ringed is the one that `curve.best` chooses, on half of the items.
+    Neither is there, nor a fit of helpfulness, where the unsteered model guesses.
 
     Args:
         curve: what is drawn.
@@ -84,6 +85,8 @@ def tradeoff(curve: TradeoffCurve, ax: Any = None, budget: float = 0.05) -> tupl
         budget: the share of helpfulness that a strength may cost.
     """
     choice, window, (aligned, helpful) = curve.best(budget), efficient_window(curve, budget), quantities(curve)
+    if curve.guesses:
+        window, helpful = (0, 0), replace(helpful, fitted=None)
     floor, lost, kept = curve.helpfulness.floor, f"{100 * budget:.3g}%", (1 - budget) * helpful.unsteered
     upper, lower = panels = axes.stacked(ax)
     for panel, quantity in ((upper, aligned), (lower, helpful)):
@@ -92,13 +95,14 @@ def tradeoff(curve: TradeoffCurve, ax: Any = None, budget: float = 0.05) -> tupl
         if not choice.reason:
             panel.axvline(choice.alpha, color=axes.ink(), linewidth=0.8)
             axes.ring(panel, choice.alpha, quantity.means[curve.alphas == choice.alpha].item())
-    axes.dotted(lower, kept, axes.AFFORDABLE)
+    if not curve.guesses:
+        axes.dotted(lower, kept, axes.AFFORDABLE)
     axes.dotted(lower, floor)
     upper.set(ylim=(-1.06, 1.06), yticks=[-1, 0, 1])
     lowest = min(floor, *helpful.means, *helpful.random.flat, *helpful.prompted.values())
     lower.set(ylim=(max(lowest - 0.05, -0.03), 1.03))
     _say_beside(upper, aligned.prompted)
-    _say_beside(lower, helpful.prompted, {f"{lost} lost": kept, "guessing": floor})
+    _say_beside(lower, helpful.prompted, {"guessing": floor} | ({} if curve.guesses else {f"{lost} lost": kept}))
     _say_above(upper, choice)
     axes.name_stacked(upper, lower, _alpha(curve), "alignment:\nP(aligned)\n- P(others)", "helpfulness:\nP(right)")
     axes.entitle(upper, f"{curve.concept}, steered", pad=18)
@@ -125,7 +129,8 @@ def frontier(curve: TradeoffCurve, ax: Any = None, budget: float = 0.05) -> Any:
         axes.ring(ax, aligned.means[at].item(), helpful.means[at].item(), _chosen(choice))
     for mark, name in _marked(aligned.prompted):
         axes.outline(ax, aligned.prompted[name], helpful.prompted[name], mark, f"prompt: {short(name)}")
-    axes.dotted(ax, (1 - budget) * helpful.unsteered, axes.AFFORDABLE, label=f"{100 * budget:.3g}% lost")
+    if not curve.guesses:
+        axes.dotted(ax, (1 - budget) * helpful.unsteered, axes.AFFORDABLE, label=f"{100 * budget:.3g}% lost")
     ax.set(xlim=(-1.06, 1.06), xticks=[-1, -0.5, 0, 0.5, 1], xlabel="alignment: P(aligned) - P(others)")
     ax.set_ylabel("helpfulness: P(right)")
     axes.entitle(ax, f"{curve.concept}, steered")

@@ -515,3 +515,53 @@ def test_a_rehearsal_counts_its_splits():
     nothing = traded(1, cost=5.0).rehearse(2, 0.001)
     assert (nothing.refused, nothing.broken, nothing.made) == (1, 0, ())
     assert str(nothing) == "2 splits: no strength on 100.0%"
+
+
+# the control, and what cannot be measured on
+
+
+def test_a_gain_counts_where_it_is_more_than_random_directions_are_forecast_to_give():
+    c = traded(0, cost=0.0)
+    gained = float((c.alignment.difference[-1] - c.alignment.difference[c.alphas == 0][0]).mean())
+    still = np.zeros((2, len(c.alphas)))
+    for share, chosen in ((0.5, True), (1.5, False)):
+        slopes = np.random.default_rng(0).permutation(np.linspace(-1, 1, 1001)) * share * gained / c.alphas[-1] / 0.95
+        known = replace(c, control=Control([0, 1], still, still, still + 0.9, slopes=slopes))
+        assert bool(known.best().alpha) is chosen
+        assert known.control.reach(c.alphas) == pytest.approx(
+            np.abs(c.alphas) * share * gained / c.alphas[-1], rel=0.01
+        )
+        assert known.fits.steerability.facts["directions"] == 1001
+        assert known.fits.steerability.facts["smaller"] == pytest.approx(1001 * min(1, 0.95 / share), rel=0.15)
+
+
+def test_what_was_steered_goes_further_than_what_was_forecast():
+    c = control(directions=3)
+    moved = np.abs(c.difference - c.difference[:, ALPHAS == 0]).max(0)
+    forecast = replace(c, slopes=[1e-6, -1e-6])
+    np.testing.assert_allclose(forecast.reach(ALPHAS), np.maximum(moved, np.abs(ALPHAS) * 1e-6))
+    np.testing.assert_allclose(
+        c.reach(ALPHAS), np.quantile(np.abs(c.difference - c.difference[:, ALPHAS == 0]), 0.95, 0)
+    )
+
+
+def test_a_control_of_an_older_file_has_the_concept_s_lengths(tmp_path):
+    path = curve().save(tmp_path / "curve.json")
+    data = json.loads(path.read_text())
+    del data["control"]["lengths"], data["control"]["slopes"]
+    path.write_text(json.dumps(data))
+    assert TradeoffCurve.load(path) == curve()
+
+
+def test_where_the_unsteered_model_guesses_no_loss_is_said_and_no_strength_recommended():
+    c = traded(0, cost=0.0)
+    numbers = np.arange(c.helpfulness.difference.shape[1])
+    steps = np.where(numbers % 2, 1.0, -1.0) + 0 * c.alphas[:, None]
+    guessing = replace(c, helpfulness=pairs(steps, [f"g{n}" for n in numbers], "sums"))
+    assert c.best().alpha
+    assert not c.guesses
+    assert guessing.guesses
+    assert guessing.best().alpha == 0
+    assert "where guessing gets 0.5: no loss can be seen" in guessing.best().reason
+    assert "loss" in c._table().heads
+    assert "loss" not in guessing._table().heads

@@ -13,7 +13,7 @@ from repe.data.items import Item
 from repe.measuring.costs import costs
 from repe.measuring.forecast import ITEMS
 from repe.measuring.sweep import sweep
-from repe.measuring.tradeoff import items_of, texts_of
+from repe.measuring.tasks import items_of, texts_of
 from repe.reading.dose import TEXTS
 from repe.reading.extract import _cosine_to_all, balanced, read_poles
 from repe.reading.placing import spread

@@ -11,9 +11,11 @@ from repe.measuring.costs import costs
 from repe.measuring.curve import Scores
 from repe.measuring.scoring import log_likelihoods
 from repe.measuring.sweep import sweep
+from repe.measuring.tasks import items_of, texts_of
 from tests import oracles, zoo
 
 TEXTS = ["a text of some length", "short", "another text, with the same b", "a text of some kind"]
+SMALL = 0.02  # of a dose: the testbed leaves the quadratic early
 ALPHAS = [-2.0, 0.0, 0.5, 3.0]
 ITEMS = [
     Item(({"role": "user", "content": f"{word}?"},), ("yes", "no", "so it is")[: 2 + i % 2], i % 2, f"g{i // 2}")
@@ -53,14 +55,74 @@ def test_a_curve_holds_what_the_sweep_and_the_costs_measure(measured, tokenizer)
     assert curve.provenance["baseline"] == {"kind": "Be kind.", "rude": "Be rude."}
 
 
-def test_the_control_is_a_sweep_along_random_directions_of_the_same_norm(measured, tokenizer):
+def test_the_control_is_a_sweep_along_random_directions_of_the_lengths_it_tells(measured, tokenizer):
     model, curve = measured
     for row, seed in enumerate(curve.control.seeds.tolist()):
-        other = repe.ConceptVector.random(oracles.vector(3), seed)
-        scores = sweep(model, tokenizer, other, {"t": ITEMS, "h": ITEMS[:5]}, ALPHAS, scope="answer")
+        other, pushed = (
+            repe.ConceptVector.random(oracles.vector(3), seed),
+            curve.control.lengths[row] * np.array(ALPHAS),
+        )
+        scores = sweep(model, tokenizer, other, {"t": ITEMS, "h": ITEMS[:5]}, pushed, scope="answer")
         np.testing.assert_allclose(curve.control.behaviour[row], scores["t"].behaviour.mean(1), atol=1e-5)
         np.testing.assert_allclose(curve.control.difference[row], scores["t"].difference.mean(1), atol=1e-4)
         np.testing.assert_allclose(curve.control.helpfulness[row], scores["h"].probability.mean(1), atol=1e-5)
+
+
+def test_random_directions_are_pushed_until_they_cost_what_the_concept_costs(loaded_testbed):
+    model, tokenizer = loaded_testbed
+    vector = repe.extract(model, tokenizer, "honesty")
+    items, texts, small = items_of("honesty", model)[:20], texts_of("neutral", model)[:20], 5 * SMALL
+    how = {"alignment": items, "helpfulness": items, "neutral": texts, "controls": 3, "blocks": 4}
+    curve = repe.tradeoff(model, tokenizer, vector, [-small, small], **how)
+    for seed, length in zip(curve.control.seeds.tolist(), curve.control.lengths, strict=True):
+        other, pushed = repe.ConceptVector.random(vector, seed), [-small * length, small * length]
+        spent = costs(model, tokenizer, other, texts[::2], pushed, blocks=4).kl.mean()
+        assert spent == pytest.approx(curve.costs.kl[[0, 2], ::2].mean(), rel=0.3)
+
+
+@pytest.mark.parametrize("blocks", [[2], [1, 3]])
+def test_the_slopes_of_random_directions_are_what_steering_along_them_gives(blocks, loaded_testbed):
+    model, tokenizer = loaded_testbed
+    vector = repe.extract(model, tokenizer, "honesty")
+    items = items_of("honesty", model)[:20]
+    how = {"alignment": items, "helpfulness": items, "neutral": texts_of("neutral", model)[:20], "blocks": blocks}
+    curve = repe.tradeoff(model, tokenizer, vector, [-SMALL, SMALL], controls=12, **how)
+    steered = (curve.control.difference[:, 2] - curve.control.difference[:, 0]) / (2 * SMALL)
+    assert len(curve.control.slopes) == 1000
+    assert abs(curve.control.slopes.mean()) < 0.2 * curve.control.slopes.std()
+    assert steered.std() == pytest.approx(curve.control.slopes.std(), rel=0.6)  # of twelve: 20% of error
+
+
+@pytest.mark.parametrize("how", [{"keep_norm": True}, {"edit": "piecewise"}])
+def test_what_no_gradient_knows_is_steered_along_more_of_them(how, tokenizer):
+    given = {"alignment": ITEMS[:4], "helpfulness": ITEMS[:4], "neutral": None}
+    many, few = (
+        repe.tradeoff(zoo.build("llama"), tokenizer, oracles.vector(3), [1.0], **given, **options)
+        for options in (how, {})
+    )
+    assert (len(many.control.seeds), many.control.slopes) == (20, None)
+    assert (len(few.control.seeds), len(few.control.slopes)) == (3, 1000)
+    assert (many.control.lengths == 1).all()
+
+
+def test_items_that_ask_for_a_letter_are_asked_in_words_unless_letters_are_wanted(tokenizer):
+    lettered = [replace(i, prompt=f"{i.prompt[0]['content']}\n(A) yes\n(B) no", options=("A", "B")) for i in ITEMS]
+    asked = {"alignment": lettered, "helpfulness": lettered, "neutral": None, "controls": 0}
+    for letters, options in ((False, ("yes", "no")), (True, ("A", "B"))):
+        model = zoo.build("llama")
+        curve = repe.tradeoff(model, tokenizer, oracles.vector(3), [1.0], letters=letters, **asked)
+        prompt = lettered[0].prompt if letters else lettered[0].prompt.partition("\n")[0]
+        expected = log_likelihoods(model, tokenizer, [Item(prompt, options)])[0]
+        np.testing.assert_allclose(curve.alignment.log_likelihoods[0, 0], expected, atol=1e-4)
+        assert curve.provenance["worded"] is not letters
+
+
+def test_what_it_takes_is_said_before_it_starts(tokenizer, capfd):
+    repe.tradeoff(
+        zoo.build("llama"), tokenizer, oracles.vector(3), [1.0, 2.0], alignment=ITEMS, helpfulness=ITEMS, neutral=None,
+        progress=True,
+    )  # fmt: skip
+    assert "8 strengths are to be measured: about" in capfd.readouterr().err
 
 
 def test_the_baseline_is_the_unsteered_model_under_each_prompt(measured, tokenizer):
