@@ -15,6 +15,7 @@ import numpy as np
 from repe.measuring.intervals import Array, Estimate, Measured
 
 FEWEST = 4  # clusters of a task: two in either half
+SPLITS = 25
 NOTHING = Estimate(0.0, 0.0, 0.0)
 
 
@@ -121,8 +122,8 @@ class Trade:
     ) -> Choice:
         """Choose the strength with the largest gain of behaviour whose loss of helpfulness stays within a budget.
 
-        A gain counts where its interval is clear of 0, and where it is larger than along 95% of the random directions,
-        in nats of the logit difference.
+        A gain counts where the logit difference surely moves the same way: where its interval is clear of 0, and it
+        moves further than along 95% of the random directions. Probabilities near 0 or 1 hide what their logits show.
         A random half of the clusters of either task chooses, the other half tests; a cluster that both tasks share goes
         to one half. What counts against the budget is the upper end of the loss's 95% interval.
 
@@ -155,6 +156,18 @@ class Trade:
         chosen = _outcome(gains, losses, best, wanted)
         return Choice(float(alphas[best]), budget, wanted, chosen, _outcome(other_gains, other_losses, best, wanted))
 
+    def settle(self, budget: float = 0.05, *, sign: int | None = 1, splits: int = SPLITS) -> Choice:
+        """Choose on many random splits, and keep the choice in the middle: what one split finds may be its luck.
+
+        It is the first of those with the median alpha, of two with that nearer to 0.
+
+        Raises:
+            ValueError: no splits, or what `choose` raises.
+        """
+        choices = self.rehearse(splits, budget, sign=sign).choices
+        ranked = sorted(choices, key=lambda choice: abs(choice.alpha))
+        return next(choice for choice in choices if choice.alpha == ranked[(splits - 1) // 2].alpha)
+
     def rehearse(self, splits: int = 200, budget: float = 0.05, *, sign: int | None = 1) -> Rehearsal:
         """Choose on many random splits: how far the strength depends on the split, and how often its budget is broken.
 
@@ -176,8 +189,9 @@ class Trade:
         return [(self.behaviour.of(a).gain, self.helpfulness.of(t).loss, self.difference.of(a).gain) for a, t in halves]
 
     def _surely(self, gains: Measured, moved: Measured) -> Array:
-        """Where behaviour moves more than its interval allows for chance, and more than along 95% of the directions."""
-        sure = np.array([gain.low > 0 or gain.high < 0 for gain in gains.estimates()])
+        """Where the logits move as behaviour does, more than chance allows in items and in directions."""
+        sure = np.array([gain.low > 0 or gain.high < 0 for gain in moved.estimates()])
+        sure &= np.sign(moved.mean) == np.sign(gains.mean)
         return sure if self.chance is None else sure & (np.abs(moved.mean) > self.chance)
 
 

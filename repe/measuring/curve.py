@@ -280,11 +280,11 @@ class TradeoffCurve(ByValue):
         return fit_all(self._measured(seed), self.helpfulness.floor, reach=near, slopes=slopes)
 
     def best(self, budget: float = 0.05, *, seed: int = 0, sign: int | None = 1) -> Choice:
-        """Choose the strength that gains most within a budget: see `repe.measuring.choice.Trade.choose`.
+        """Choose the strength that gains most within a budget: see `repe.measuring.choice.Trade.choose` and `settle`.
 
-        The seed is of the split and of the resampling. Where the unsteered model `guesses`, none is recommended.
+        The seed is of the splits and of the resampling. Where the unsteered model `guesses`, none is recommended.
         """
-        return self._trade(seed).choose(budget, sign=sign)
+        return self._trade(seed).settle(budget, sign=sign)
 
     def rehearse(self, splits: int = 200, budget: float = 0.05, *, seed: int = 0, sign: int | None = 1) -> Rehearsal:
         """Try how often `best` keeps its budget over random splits: see `repe.measuring.choice.Trade.rehearse`."""

@@ -565,3 +565,26 @@ def test_where_the_unsteered_model_guesses_no_loss_is_said_and_no_strength_recom
     assert "where guessing gets 0.5: no loss can be seen" in guessing.best().reason
     assert "loss" in c._table().heads
     assert "loss" not in guessing._table().heads
+
+
+def test_what_one_split_finds_by_luck_is_not_what_is_recommended():
+    c = traded(3, clusters=12, cost=0.05, alphas=np.linspace(-2, 2, 17))
+    settled = [c.best(seed=seed).alpha for seed in range(8)]
+    single = [c._trade(seed).choose().alpha for seed in range(8)]
+    assert np.ptp(single) > 0
+    assert np.std(settled) < 0.5 * np.std(single)
+    middle = np.median([choice.alpha for choice in c.rehearse(200).choices])
+    assert np.mean(settled) == pytest.approx(middle, abs=0.25)
+
+
+def test_a_gain_is_seen_in_logits_where_probabilities_hide_it():
+    """Half of the items are sure of their answer at every strength: their probabilities say nothing, and spread."""
+    c = traded(0, cost=0.0)
+    rising = c.alphas[:, None] * np.linspace(0.8, 1.2, 24)
+    sure = np.where(np.arange(24) % 12 < 11, np.where(np.arange(24) % 2, 14.0, -14.0), 0.0)
+    hidden = replace(c, alignment=pairs(rising + sure, [""] * 24))
+    gains = hidden._measured(0)["behaviour"].gain.estimates()
+    assert not any(gain.low > 0 for gain in gains[5:])
+    assert hidden.best().alpha > 0
+    still = replace(c, alignment=pairs(0 * rising + sure, [""] * 24))
+    assert still.best().alpha == 0
