@@ -8,6 +8,7 @@ part in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
@@ -26,7 +27,8 @@ from repe.measuring.forecast import READERS, forecast
 from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_of
 from repe.measuring.scoring import TransformersScorer
 from repe.measuring.sweep import Exam
-from repe.measuring.tasks import Task, items_of, texts_of
+from repe.measuring.tasks import Task, asked, texts_of
+from repe.models.blocks import find_stack
 from repe.models.load import home_of
 from repe.reading.extract import read_poles
 from repe.reading.placing import dosed
@@ -37,7 +39,8 @@ from repe.steering.steer import edit_of
 TRIED = 3
 STEPS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the farthest alpha: what is tried out at a block
 NEAREST, FARTHEST = 2.0**-6, 2.0**6  # alphas between which the limit is looked for
-PRECISE = 0.02  # of alpha
+BEGIN = 0.5  # doses: from where on, where they are known
+PRECISE = 0.1  # of alpha
 SMALLEST = NEAREST * PRECISE  # what moves that much for less is rounding
 PER_ROUND = 7  # alphas that are tried at once: the interval shrinks to an eighth
 TEXTS = 24  # neutral ones, for the limit is looked for at every block
@@ -127,6 +130,7 @@ def calibrate(
     limit: float = 1.0,
     budget: float = 0.05,
     seed: int = 0,
+    letters: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     blocks_at: str | None = None,
     progress: bool | None = None,
@@ -140,7 +144,7 @@ def calibrate(
         readers: that are compared, as in `repe.extract`.
         tried: how many of the pairs of reader and block are steered, those that `repe.forecast` finds most efficient;
             None for all.
-        alignment, helpfulness, neutral: what is measured on, as in `repe.tradeoff`.
+        alignment, helpfulness, neutral, letters: what is measured on, as in `repe.tradeoff`.
         limit: of the 95th percentile of a token's divergence from the unsteered model on neutral texts, in nats.
         budget: of helpfulness that may be lost, by the upper end of the interval.
         seed: of the split of both tasks into validation and test halves; what shares a group stays together.
@@ -171,7 +175,8 @@ def calibrate(
     if not (limit > 0 and budget > 0):
         raise ValueError(f"limit (nats) and budget (a share) are positive, got {limit} and {budget}")
     source = concept_of(concept, home_of(model))
-    aligned, helpful = items_of(source.name if alignment is None else alignment, model), items_of(helpfulness, model)
+    behaviour = source.name if alignment is None else alignment
+    aligned, helpful = (asked(task, model, letters=letters) for task in (behaviour, helpfulness))
     texts = list(texts_of(neutral, model))[:TEXTS]
     if not texts:
         raise ValueError("calibration needs neutral texts, on which the divergence is limited: got none")
@@ -263,7 +268,8 @@ class Search:
 
     def farthest(self, edit: Edit, sign: int) -> float:
         """The alpha at which the divergence reaches the limit, by bisection, or `FARTHEST` if it never does."""
-        low, high = 0.0, NEAREST
+        doses = edit.on(find_stack(self.scorer.model, edit.stack, self.scorer.blocks_at)).doses
+        low, high = 0.0, BEGIN / doses if math.isfinite(doses) else NEAREST
         while high < FARTHEST and self.divergence(edit, [sign * high])[0] <= self.limit:
             low, high = high, 2 * high
         while high - low > PRECISE * high and high > SMALLEST:

@@ -10,6 +10,7 @@ from torch import nn
 
 from repe.data.catalogue import find_task
 from repe.data.items import Item, load_items, load_texts
+from repe.data.worded import worded
 from repe.models.load import home_of
 from repe.models.tokens import Text
 
@@ -19,6 +20,12 @@ Task = str | os.PathLike[str] | Sequence[Item]
 def items_of(task: Task, model: nn.Module) -> Sequence[Item]:
     """The items of a task, from its name, the path of its file, or as they are."""
     return load_items(find_task(task, home_of(model))) if isinstance(task, str | os.PathLike) else task
+
+
+def asked(task: Task, model: nn.Module, *, letters: bool) -> Sequence[Item]:
+    """The items of a task; unless `letters` are wanted, those that ask for an option's letter are asked in words."""
+    items = items_of(task, model)
+    return items if letters else worded(items)
 
 
 def texts_of(neutral: Any, model: nn.Module) -> Sequence[Text]:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from repe.data.catalogue import concept_of, has
 from repe.data.items import Item
-from repe.data.worded import worded
 from repe.display import about, bar_of, say
 from repe.measuring.chance import Chance, chance_of
 from repe.measuring.costs import costs_at, plain_texts
@@ -25,7 +24,7 @@ from repe.measuring.fanout import BATCH_TOKENS
 from repe.measuring.record import name_of
 from repe.measuring.scoring import Scorer, TransformersScorer, strengths_of
 from repe.measuring.sweep import Exam
-from repe.measuring.tasks import Task, items_of, texts_of
+from repe.measuring.tasks import Task, asked, texts_of
 from repe.models.blocks import find_stack
 from repe.models.fingerprint import fingerprint
 from repe.models.load import home_of
@@ -102,9 +101,7 @@ def tradeoff(
     edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
     placement = edit.on(find_stack(model, edit.stack, blocks_at))
     given = {"alignment": edit.name if alignment is None else alignment, "helpfulness": helpfulness}
-    tasks = {name: items_of(task, model) for name, task in given.items() if not isinstance(task, Scores)}
-    if not letters:
-        tasks = {name: worded(items) for name, items in tasks.items()}
+    tasks = {n: asked(task, model, letters=letters) for n, task in given.items() if not isinstance(task, Scores)}
     if isinstance(helpfulness, Scores) and len(helpfulness.log_likelihoods) != len(strengths):
         raise ValueError(
             f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are {strengths}, 0 "

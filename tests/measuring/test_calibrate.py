@@ -10,7 +10,7 @@ from repe.data.items import Item, load_items
 from repe.measuring.calibrate import _places, halves
 from repe.measuring.costs import costs
 from repe.measuring.sweep import sweep
-from repe.measuring.tradeoff import items_of, texts_of
+from repe.measuring.tasks import items_of, texts_of
 from repe.reading.extract import read_poles
 from repe.testbed import FOLDER
 from tests import oracles, zoo
