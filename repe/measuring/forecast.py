@@ -6,8 +6,10 @@ it is made of comes from gradients (`repe.reading.gradients`), and holds for sma
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,22 @@ from torch import Tensor, nn
 
 from repe import display
 from repe.data.catalogue import Pairs
+from repe.data.items import Item
 from repe.data.worded import worded
+from repe.display import bar_of
 from repe.measuring.chance import DRAWS, ITEMS, Sensitivity
+from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.curve import ByValue
 from repe.measuring.intervals import Array, Estimate, Measured
+from repe.measuring.scoring import TransformersScorer
+from repe.measuring.sweep import Exam
 from repe.measuring.tasks import Task, items_of, texts_of
 from repe.models.blocks import find_stack
 from repe.models.logits import check_causal
+from repe.models.tokens import Text
+from repe.reading.dose import TEXTS
 from repe.reading.extract import read_poles
-from repe.reading.gradients import fisher, slopes
+from repe.reading.gradients import NotDifferentiableError, fisher, slopes
 from repe.reading.placing import spread
 from repe.reading.vector import DIVERGENCE, ConceptVector
 from repe.steering.edit import Edit
@@ -32,6 +41,10 @@ from repe.steering.scope import Scope
 
 READERS = ("mean", "pca", "probe")
 UNUSUAL = 0.95
+SMALL = 0.02  # of the norm: a push that is measured where no gradient is there
+
+Weighed = tuple[Tensor, Tensor]
+"""How far every item moves, (items, blocks), and the Fisher information, (blocks,), of one direction a block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +60,8 @@ class Forecast(ByValue):
         dose: that length, in activation units.
         efficiency, low, high: the slope for a square root of the Fisher information, and its 95% interval over items.
         wrong: the share of items that move the wrong way.
-        place: the share of random directions that are less efficient, whichever way they point.
+        place: the share of random directions that are less efficient, whichever way they point; NaN, like `random`,
+            where the model has no gradient.
         random: (blocks,), the efficiency that 95% of random directions stay below.
         accuracy: held-out pairs that are read rightly, NaN where unknown.
         scope: the tokens that are edited.
@@ -80,9 +94,10 @@ class Forecast(ByValue):
 
     @property
     def is_written(self) -> bool:
-        """Whether the best is clear of 0, and above 95% of the random directions; else the concept is only read."""
+        """Whether the best is clear of 0, and above 95% of the random directions, as far as they are known; else the
+        concept is only read."""
         at = np.unravel_index(np.nanargmax(self.efficiency), self.efficiency.shape)
-        return bool(self.low[at] > 0 and self.place[at] >= UNUSUAL)
+        return bool(self.low[at] > 0 and not self.place[at] < UNUSUAL)
 
     def at(self, reader: str, block: int) -> Estimate:
         """The efficiency of a reader's direction at a block. Raises ValueError if it is not in the forecast."""
@@ -156,7 +171,9 @@ def forecast(
     Raises:
         ValueError: the concept has no behaviour items and none are given, a model without a next token, or what
             `repe.extract` raises.
-        NotDifferentiableError: the model has no gradient, as with quantised kernels.
+
+    Warns:
+        UserWarning: the model has no gradient, as with quantised kernels: every block is steered along instead.
 
     Example:
         >>> found = repe.forecast(model, tokenizer, "honesty", readers="mean", items=12)
@@ -171,13 +188,19 @@ def forecast(
     for vector in vectors.values():
         first.check_alike(vector)
     asked = spread(worded(items_of(first.concept if alignment is None else alignment, model)), items)
-    stack = find_stack(model, first.stack, blocks_at)
+    stack, texts = find_stack(model, first.stack, blocks_at), texts_of(neutral, model)
     sites = [stack.site(first.site, block) for block in first.blocks]
     scope = Edit.of(first, scope=scope, unit="raw").scope
-    sensitivity = Sensitivity.of(
-        model, tokenizer, sites, asked, texts_of(neutral, model), scope, draws=draws, seed=seed, progress=progress
-    )
-    return _forecast(first.concept, vectors, sensitivity, [item.group for item in asked], repr(scope), seed)
+    try:
+        found = Sensitivity.of(model, tokenizer, sites, asked, texts, scope, draws=draws, seed=seed, progress=progress)
+        weighed = {n: (slopes(found.gradients, v.write), fisher(found.samples, v.write)) for n, v in vectors.items()}
+        chance = _random(found, seed)
+    except NotDifferentiableError as error:
+        warnings.warn(f"{error}. Every block is steered along instead, and random directions are not", stacklevel=2)
+        scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, progress=False)
+        weighed = _steered(scorer, vectors, asked, texts[::2][:TEXTS], scope, progress)
+        chance = torch.full((1, len(sites)), math.nan, dtype=torch.float64)
+    return _forecast(first.concept, vectors, weighed, chance, [item.group for item in asked], repr(scope), seed)
 
 
 def _vectors(
@@ -195,30 +218,54 @@ def _vectors(
     return {name: poles.fitted(name) for name in names}
 
 
+def _steered(
+    scorer: TransformersScorer,
+    vectors: Mapping[str, ConceptVector],
+    items: Sequence[Item],
+    texts: Sequence[Text],
+    scope: Scope,
+    progress: bool | None,
+) -> dict[str, Weighed]:
+    """What a small push of either sign does at every block."""
+    exam, plain = Exam(scorer.tokenizer, {"alignment": items}), plain_texts(scorer.tokenizer, texts, scope)
+    places = [(name, row) for name, vector in vectors.items() for row in range(len(vector.blocks))]
+    moved: dict[str, list[Tensor]] = {name: [] for name in vectors}
+    spent: dict[str, list[float]] = {name: [] for name in vectors}
+    for name, row in bar_of(places, "forecast by steering", unit="block", progress=progress):
+        vector = replace(vectors[name], scale=torch.ones_like(vectors[name].scale))  # whether or not the poles part
+        edit = Edit.of(vector, blocks=vector.blocks[row], scope=scope, unit="raw")
+        length = SMALL * float(vector.norm[row])
+        difference = exam.scores(scorer, edit, [-length, length])["alignment"].difference
+        moved[name].append(torch.tensor(difference[1] - difference[0]) / (2 * length))
+        kl = costs_at(scorer, plain, edit, [-length, length]).kl
+        assert kl is not None
+        spent[name].append(2 * float(kl.mean()) / length**2)
+    return {name: (torch.stack(moved[name], dim=1), torch.tensor(spent[name])) for name in vectors}
+
+
 def _forecast(
     concept: str,
     vectors: Mapping[str, ConceptVector],
-    found: Sensitivity,
+    weighed: Mapping[str, Weighed],
+    chance: Tensor,
     groups: Sequence[str],
     scope: str,
     seed: int,
 ) -> Forecast:
-    chance = _random(found, seed)
     rows: dict[str, list[Array]] = {
         name: [] for name in ("slope", "dose", "efficiency", "low", "high", "wrong", "place")
     }
-    for vector in vectors.values():
-        moved = slopes(found.gradients, vector.write).double()
-        root = fisher(found.samples, vector.write).double().sqrt()
+    for moved, information in ((slope.double(), cost.double()) for slope, cost in weighed.values()):
+        root, mean = information.sqrt(), moved.mean(0)
         known = Measured(np.arange(len(root)), (moved / root).T.numpy(), groups, seed).estimates()
-        mean = moved.mean(0)
         rows["efficiency"].append(np.array([estimate.value for estimate in known]))
         rows["low"].append(np.array([estimate.low for estimate in known]))
         rows["high"].append(np.array([estimate.high for estimate in known]))
         rows["dose"].append((np.sqrt(2 * DIVERGENCE) / root).numpy())
         rows["slope"].append((mean / root * np.sqrt(2 * DIVERGENCE)).numpy())
         rows["wrong"].append((moved < 0).double().mean(0).numpy())
-        rows["place"].append((chance < (mean / root).abs()).double().mean(0).numpy())
+        below = (chance < (mean / root).abs()).double().mean(0)
+        rows["place"].append(torch.where(chance[0].isnan(), math.nan, below).numpy())
     first = next(iter(vectors.values()))
     return Forecast(
         concept=concept,

@@ -178,8 +178,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
         raise
     except (RuntimeError, NotImplementedError) as error:  # as of quantised kernels
         raise NotDifferentiableError(
-            f"gradients were asked of {type(model).__name__}, which has none ({error!s:.200}): load it unquantised, or "
-            "measure instead, by `repe.calibrate(..., tried=None)`"
+            f"gradients were asked of {type(model).__name__}, which has none ({error!s:.200}); unquantised, it may have"
         ) from error
 
 

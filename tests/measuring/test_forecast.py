@@ -147,3 +147,30 @@ def test_where_to_write_is_decided_by_writing_where_there_are_items(loaded_testb
     by_reading = repe.extract(zoo.build("llama"), tokenizer, oracles.worded_pairs())
     assert by_reading.provenance["chosen_by"] == "reading"
     assert float(by_reading.dose[by_reading.row(by_reading.recommended[0])]) > 0
+
+
+def test_a_model_without_a_gradient_is_steered_along_instead_and_comes_out_alike(
+    loaded_testbed: Any, vector: Any, monkeypatch: Any
+) -> None:
+    how = {"items": 12, "draws": 24, "neutral": texts_of("neutral", loaded_testbed[0])[:12]}
+    by_gradients = repe.forecast(*loaded_testbed, {"own": vector, "turned": -vector}, **how)
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden.clone()
+
+    model, tokenizer = loaded_testbed
+    taken_off = model.lm_head.register_forward_hook(lambda module, args, output: Kernel.apply(output))
+    try:
+        with pytest.warns(UserWarning, match="has none .* Every block is steered along instead"):
+            measured = repe.forecast(model, tokenizer, {"own": vector, "turned": -vector}, **how)
+    finally:
+        taken_off.remove()
+    np.testing.assert_allclose(measured.efficiency, by_gradients.efficiency, rtol=0.35, atol=4)
+    np.testing.assert_allclose(measured.efficiency[0], -measured.efficiency[1], rtol=1e-3)
+    assert np.corrcoef(measured.efficiency.ravel(), by_gradients.efficiency.ravel())[0, 1] > 0.97
+    assert np.isnan(measured.place).all()
+    assert measured.is_written
+    assert measured.best[0] == "own"
+    measured.plot()

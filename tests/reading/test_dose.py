@@ -90,7 +90,7 @@ def test_a_model_that_cannot_be_differentiated_is_measured(tokenizer: Any, monke
         raise RuntimeError("no derivative of this kernel")
 
     monkeypatch.setattr(torch.autograd, "grad", refuse)
-    with pytest.warns(UserWarning, match="which has none .no derivative of this kernel.: .*reading alone chose"):
+    with pytest.warns(UserWarning, match="which has none .no derivative of this kernel.*reading alone chose"):
         vector = dosed(model, tokenizer, oracles.vector(), TEXTS)
     assert float(vector.dose[oracles.BLOCK]) == pytest.approx(float(expected.dose[oracles.BLOCK]), rel=0.1)
     assert vector.dose.isnan().sum() == zoo.N_BLOCKS - 1
