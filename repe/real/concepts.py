@@ -1,0 +1,63 @@
+"""Concepts: how well each is read, whether it is written, and what steering along it does, in groups of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import numpy as np
+
+import repe
+from repe.data.worded import worded
+from repe.display import Table
+from repe.measuring import Scores, items_of, sweep
+from repe.measuring.intervals import Array, Measured, proportion
+from repe.real.bench import Bench, Row, numbers, table
+
+ALPHAS = np.array([0.0, 0.5, 1.0])
+
+
+def tables(bench: Bench) -> Iterator[Table]:
+    for title, columns in GROUPS.items():
+        rows = {c: bench.row("concepts", c, partial(columns, bench, c), title) for c in bench.concepts}
+        yield table(f"concepts on {bench.name}, {title}", "concept", rows)
+
+
+def written(bench: Bench, concept: str) -> Row:
+    """At the recommended block; the place is one among random directions there."""
+    vector = bench.vector(concept)
+    block = vector.recommended[0]
+    found = repe.forecast(bench.model, bench.tokenizer, vector.at(block))
+    return {
+        "block": block,
+        "read rightly": float(vector.accuracy[vector.row(block)]),
+        "efficiency": numbers(found.at(*found.best)),
+        "above random": float(found.place[0, 0]),
+        "is": "written" if found.is_written else "read, not written",
+    }
+
+
+def steered(bench: Bench, concept: str) -> Row:
+    """The logit difference is the behaviour items', the loss and what is right unsteered the skills'."""
+    tasks = {"moved": worded(items_of(concept, bench.model)), "skills": items_of("skills", bench.model)}
+    few = {name: items[:: max(1, len(items) // bench.at_most(len(items)))] for name, items in tasks.items()}
+    found = sweep(bench.model, bench.tokenizer, bench.vector(concept), few, ALPHAS.tolist())
+    moved, skills = of_items(found["moved"], found["moved"].difference).gain, found["skills"]
+    _, half, whole = moved.estimates()
+    wrong = moved.values[2] < 0
+    return {
+        "shift at .5": numbers(half),
+        "shift at 1": numbers(whole),
+        "wrong way": numbers(proportion(int(wrong.sum()), len(wrong))),
+        "loss at 1": numbers(of_items(skills, skills.probability).loss.estimates()[2]),
+        "right at 0": numbers(of_items(skills, skills.accuracy).estimates()[0]),
+        "guessed": skills.floor,
+    }
+
+
+def of_items(scores: Scores, values: Array) -> Measured:
+    return Measured(ALPHAS, values, scores.groups)
+
+
+GROUPS: Mapping[str, Callable[[Bench, str], Row]] = {"read and written": written, "steered": steered}
+"""By their titles, functions of a bench and a concept that measure the columns of a table."""
