@@ -1,4 +1,4 @@
-"""What is installed: the library, the testbed and its vectors, and neither what made the testbed nor what measures it."""
+"""What is installed: the library, the testbed and its vectors, and not what made and measures them."""
 
 import os
 import subprocess

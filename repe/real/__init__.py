@@ -10,13 +10,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from repe.display import Table
 from repe.models.named import NAMED
 from repe.real import concepts, doses, forecasts, laws, times, writing
 from repe.real.bench import Bench
 
 FOLDER = Path(__file__).parents[2] / "build" / "real"
-PARTS: Mapping[str, Callable[[Bench], Iterator[Table]]] = {
+PARTS: Mapping[str, Callable[[Bench], Iterator[object]]] = {
     "doses": doses.tables,
     "forecasts": forecasts.tables,
     "concepts": concepts.tables,

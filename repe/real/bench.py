@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from repe.reading.store import resolve
 
 FEW = 6  # of everything, where the bench is small: intervals need four
 Row = Mapping[str, Any]
-"""Plain JSON data by the heads of its columns; an `Estimate` is a list of three numbers."""
+"""Plain JSON data by the heads of its columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,8 @@ class Bench:
             found = measure()
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"of": of, "row": found}) + "\n")
-            told = (f"{head} {shown(cell)}" for head, cell in found.items())
+                file.write("\n" + json.dumps({"of": of, "row": found}))
+            told = (f"{head} {shown(cell)}" for head, cell in found.items() if not isinstance(cell, list))
             print(f"{part}: {', '.join(map(str, (concept, *key)))}: {'; '.join(told)}", file=sys.stderr, flush=True)
         return found
 
@@ -89,30 +90,33 @@ class Bench:
         return f"{mine['key']}/{digest(mine['sketch'])}"
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows in a file; a line that was broken off is none."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 # rows and how they are shown
 
 
-def numbers(estimate: Estimate) -> list[float]:
-    return [estimate.value, estimate.low, estimate.high]
+def kept(estimate: Estimate) -> dict[str, float]:
+    """An estimate as a cell."""
+    return asdict(estimate)
 
 
 def shown(cell: Any) -> str:
     """An estimate with its interval, a number with three digits, anything else as it is."""
-    if isinstance(cell, bool):
-        return "yes" if cell else "no"
-    if isinstance(cell, list):
-        return str(Estimate(*cell)) if len(cell) == 3 else f"{len(cell)} numbers"
+    if isinstance(cell, dict):
+        return str(Estimate(**cell))
     return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
 
 def table(title: str, first: str, rows: Mapping[Any, Row], note: str = "") -> display.Table:
-    """A table of rows under the heads of their columns; `first` is the head of what they are called."""
-    heads = [*dict.fromkeys(head for row in rows.values() for head in row)]
+    """A table of rows under the heads of their columns, of which lists are kept and not shown.
+
+    `first` is the head of what the rows are called.
+    """
+    heads = [*dict.fromkeys(head for row in rows.values() for head, cell in row.items() if not isinstance(cell, list))]
     cells = [[name, *(shown(row.get(head, "")) for head in heads)] for name, row in rows.items()]
     return display.table(title, [first, *heads], cells, note)

@@ -12,7 +12,8 @@ from repe.data.worded import worded
 from repe.display import Table
 from repe.measuring import Scores, items_of, sweep
 from repe.measuring.intervals import Array, Measured, proportion
-from repe.real.bench import Bench, Row, numbers, table
+from repe.reading.placing import spread
+from repe.real.bench import Bench, Row, kept, table
 
 ALPHAS = np.array([0.0, 0.5, 1.0])
 
@@ -31,27 +32,28 @@ def written(bench: Bench, concept: str) -> Row:
     return {
         "block": block,
         "read rightly": float(vector.accuracy[vector.row(block)]),
-        "efficiency": numbers(found.at(*found.best)),
+        "efficiency": kept(found.at(*found.best)),
         "above random": float(found.place[0, 0]),
         "is": "written" if found.is_written else "read, not written",
     }
 
 
 def steered(bench: Bench, concept: str) -> Row:
-    """The logit difference is the behaviour items', the loss and what is right unsteered the skills'."""
+    """The log odds of behaviour items, asked in words as forecasts ask; of skills, asked as the library asks, what is
+    lost, what is right unsteered, and whether that is surely more than guessing."""
     tasks = {"moved": worded(items_of(concept, bench.model)), "skills": items_of("skills", bench.model)}
-    few = {name: items[:: max(1, len(items) // bench.at_most(len(items)))] for name, items in tasks.items()}
+    few = {name: spread(items, bench.at_most(len(items))) for name, items in tasks.items()}
     found = sweep(bench.model, bench.tokenizer, bench.vector(concept), few, ALPHAS.tolist())
     moved, skills = of_items(found["moved"], found["moved"].difference).gain, found["skills"]
     _, half, whole = moved.estimates()
-    wrong = moved.values[2] < 0
+    wrong, right = moved.values[2] < 0, of_items(skills, skills.accuracy).estimates()[0]
     return {
-        "shift at .5": numbers(half),
-        "shift at 1": numbers(whole),
-        "wrong way": numbers(proportion(int(wrong.sum()), len(wrong))),
-        "loss at 1": numbers(of_items(skills, skills.probability).loss.estimates()[2]),
-        "right at 0": numbers(of_items(skills, skills.accuracy).estimates()[0]),
-        "guessed": skills.floor,
+        "shift at .5": kept(half),
+        "shift at 1": kept(whole),
+        "wrong way": kept(proportion(int(wrong.sum()), len(wrong))),
+        "loss at 1": kept(of_items(skills, skills.probability).loss.estimates()[2]),
+        "right at 0": kept(right),
+        f"above {skills.floor:.2g}": "yes" if right.low > skills.floor else "no",
     }
 
 

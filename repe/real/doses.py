@@ -1,4 +1,4 @@
-"""Doses: what alpha 1 and alpha .5 cost on plain texts that no dose was measured on, against a tenth and its quarter."""
+"""Doses: what alpha 1 and alpha .5 cost on texts that no dose was measured on, against a tenth and its quarter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from repe.display import Table
 from repe.measuring import costs, texts_of
 from repe.measuring.intervals import Measured
 from repe.reading.vector import DIVERGENCE
-from repe.real.bench import Bench, Row, numbers, table
+from repe.real.bench import Bench, Row, kept, table
 
 TEXTS = 20
 ALPHAS = (-1.0, -0.5, 0.5, 1.0)
@@ -32,9 +32,9 @@ def row(bench: Bench, concept: str) -> Row:
     return {
         "at +1": float(kl[3].mean()),
         "at -1": float(kl[0].mean()),
-        "at 1, both signs": numbers(of_one),
+        "at 1, both signs": kept(of_one),
         "is": nearness(of_one.value, DIVERGENCE),
-        "at .5": numbers(of_half),
+        "at .5": kept(of_half),
         "this is": nearness(of_half.value, DIVERGENCE / 4),
     }
 

@@ -37,7 +37,7 @@ def tables(bench: Bench) -> Iterator[Table]:
     places = {c: bench.row("forecasts", c, partial(row, bench, c)) for c in bench.chosen(CONCEPTS)}
     title = f"forecasts on {bench.name}: every block and reader, against what alpha {ALPHA} of the forecast dose does"
     note = f"slopes: relative errors, where the divergence is at most {LIMIT} nats; clear: of 0, by the interval"
-    yield table(title, "concept", {c: compared({k: np.array(v) for k, v in r.items()}) for c, r in places.items()}, note)
+    yield table(title, "concept", {c: compared(r) for c, r in places.items()}, note)
     title = f"where to write on {bench.name}: measured efficiency, reader 'mean', as a share of the best block's"
     yield table(title, "concept", {c: placed(bench.vector(c), r) for c, r in places.items()})
 
@@ -89,8 +89,9 @@ def efficiency(slope: Any, kl: Any) -> Array:
     return np.asarray(slope) / np.sqrt(2 * np.asarray(kl) / ALPHA**2)
 
 
-def compared(places: Mapping[str, Array]) -> Row:
+def compared(places: Row) -> Row:
     """What the forecast of places is worth."""
+    places = {name: np.array(column) for name, column in places.items()}
     slope, kl = places["slope"], places["kl"]
     small, clear = kl <= LIMIT, (places["forecast low"] > 0) | (places["forecast high"] < 0)
     off = np.abs(places["forecast slope"] / slope - 1)

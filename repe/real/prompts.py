@@ -1,4 +1,4 @@
-"""Forty things that people ask for, none of which is happy or sad of itself."""
+"""Forty everyday requests, which may be answered in any mood."""
 
 PROMPTS = (
     "Tell me how your day was.",
