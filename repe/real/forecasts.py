@@ -75,9 +75,13 @@ def row(bench: Bench, concept: str) -> Row:
 
 
 def pushes(found: Forecast, vectors: Mapping[str, repe.ConceptVector]) -> list[Edit]:
-    """The edit of every reader at every block, its alpha counted in the doses that are forecast."""
+    """The edit of every reader at every block, its alpha counted in the doses that are forecast.
+
+    A forecast is of directions, whether or not held-out pairs show a distance along them: each gets a `scale` of 1.
+    """
     doses = zip(vectors.values(), torch.tensor(found.dose).float(), strict=True)
-    return [Edit.of(replace(vector, dose=dose), blocks=b) for vector, dose in doses for b in found.blocks]
+    pushed = [replace(vector, dose=dose, scale=torch.ones_like(dose)) for vector, dose in doses]
+    return [Edit.of(vector, blocks=block) for vector in pushed for block in found.blocks]
 
 
 def reads_best(vector: repe.ConceptVector) -> int:

@@ -8,6 +8,7 @@ import pytest
 import repe
 from repe.measuring import texts_of
 from repe.measuring.intervals import Estimate
+from repe.models.blocks import find_stack
 from repe.models.tokens import encode
 from repe.reading.dose import short_texts
 from repe.real import PARTS, concepts, doses, forecasts, laws, main, times, writing
@@ -161,6 +162,15 @@ def test_slopes_of_large_pushes_do_not_count(places):
 
 def test_a_forecast_of_the_testbed_agrees_with_what_is_measured_there(bench):
     assert forecasts.compared(forecasts.row(bench, "happiness"))["Spearman, efficiency"] > 0.7
+
+
+def test_a_direction_along_which_the_poles_do_not_part_is_pushed_too(testbed):
+    vector = repe.extract(*testbed, "happiness", writes=False)
+    found = repe.forecast(*testbed, {"mean": vector}, items=4, draws=1)
+    edits = forecasts.pushes(found, {"mean": replace(vector, scale=-vector.scale)})
+    for row, edit in enumerate(edits):
+        ((length, _),) = edit.on(find_stack(testbed[0])).lengths.values()
+        assert length == pytest.approx(found.dose[0, row], rel=1e-5)
 
 
 def test_the_recommended_block_is_held_against_the_best(testbed):
