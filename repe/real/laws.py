@@ -19,8 +19,8 @@ from repe.real.bench import Bench, Row, kept, table
 
 CONCEPT = "happiness"
 STEPS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.75, 1.0, 1.5)
-FEW_STEPS = (0.25, 0.5)  # for the random directions
-ITEMS, SKILLS, TEXTS, CONTROLS = 24, 12, 8, 20
+FEW_STEPS = (0.5,)  # for the random directions
+ITEMS, SKILLS, TEXTS, CONTROLS = 24, 6, 8, 20
 
 
 def tables(bench: Bench) -> Iterator[Table]:
