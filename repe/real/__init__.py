@@ -1,6 +1,7 @@
 """What is claimed about real models, measured here and now: `python -m repe.real [PART ...] [--model smollm2]`.
 
-A part yields tables. Its rows are kept as they come, so that a run that was broken off goes on.
+A part yields tables. Its rows are kept as they come, so that a run that was broken off goes on. A row is known again by
+the model and the vector: after a change of texts, items or code, `--fresh` measures anew.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ class Bench:
         return self.asked or [concept for concept in defaults if concept in self.concepts]
 
     def at_most(self, count: int) -> int:
+        """So many, or a few where the bench is small."""
         return min(count, FEW) if self.small else count
 
     @cache  # noqa: B019  # a bench lives as long as its command
