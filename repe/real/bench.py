@@ -81,8 +81,8 @@ class Bench:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps({"of": of, "row": found}))
-            told = (f"{head} {shown(cell)}" for head, cell in found.items() if not isinstance(cell, list))
-            print(f"{part}: {', '.join(map(str, (concept, *key)))}: {'; '.join(told)}", file=sys.stderr, flush=True)
+            told = [f"{head} {shown(cell)}" for head, cell in found.items() if not isinstance(cell, list)]
+            print(f"{part}: {', '.join(map(str, (concept, *key)))}", *told, sep="; ", file=sys.stderr, flush=True)
         return found
 
     @cached_property

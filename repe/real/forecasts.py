@@ -22,6 +22,7 @@ from repe.measuring.sweep import Exam
 from repe.reading.dose import short_texts
 from repe.reading.extract import read_poles
 from repe.reading.placing import spread
+from repe.reading.vector import DIVERGENCE
 from repe.real.bench import Bench, Row, table
 from repe.steering.edit import Edit
 
@@ -36,7 +37,10 @@ LIMIT = 0.03  # nats a token, up to which a push counts as small
 def tables(bench: Bench) -> Iterator[Table]:
     places = {c: bench.row("forecasts", c, partial(row, bench, c)) for c in bench.chosen(CONCEPTS)}
     title = f"forecasts on {bench.name}: every block and reader, against what alpha {ALPHA} of the forecast dose does"
-    note = f"slopes: relative errors, where the divergence is at most {LIMIT} nats; clear: of 0, by the interval"
+    note = (
+        f"Spearman: of efficiency; slopes off: the median and the worst relative error where the divergence is at most "
+        f"{LIMIT} nats; clear: of 0, by the interval; KL off: the median relative error of the divergence"
+    )
     yield table(title, "concept", {c: compared(r) for c, r in places.items()}, note)
     title = f"where to write on {bench.name}: measured efficiency, reader 'mean', as a share of the best block's"
     yield table(title, "concept", {c: placed(bench.vector(c), r) for c, r in places.items()})
@@ -103,10 +107,11 @@ def compared(places: Row) -> Row:
     return {
         "places": len(slope),
         "small": int(small.sum()),
-        "Spearman, efficiency": float(spearmanr(places["forecast efficiency"], efficiency(slope, kl))[0]),
-        "slopes off, median": float(np.median(off[small])) if small.any() else np.nan,
+        "Spearman": float(spearmanr(places["forecast efficiency"], efficiency(slope, kl))[0]),
+        "slopes off": float(np.median(off[small])) if small.any() else np.nan,
         "worst": float(off[small].max(initial=0)),
         "worst of clear": float(off[small & clear].max(initial=0)),
+        "KL off": float(np.median(np.abs(kl / (DIVERGENCE * ALPHA**2) - 1))),
         "clear": int(clear.sum()),
         "right sign of clear": float(right[clear].mean()) if clear.any() else np.nan,
     }
