@@ -38,8 +38,8 @@ def tables(bench: Bench) -> Iterator[Table]:
     places = {c: bench.row("forecasts", c, partial(row, bench, c)) for c in bench.chosen(CONCEPTS)}
     title = f"forecasts on {bench.name}: every block and reader, against what alpha {ALPHA} of the forecast dose does"
     note = (
-        f"slopes off: the median and the worst relative error where the divergence is at most {LIMIT} nats; KL off: the\n"
-        "median error of the divergence; clear: of 0, by the interval; Spearman: of efficiency"
+        f"slopes off: the median and the worst relative error where the divergence is at most {LIMIT} nats; KL off:\n"
+        "the median error of the divergence; clear: of 0, by the interval; Spearman: of efficiency"
     )
     yield table(title, "concept", {c: compared(r) for c, r in places.items()}, note)
     title = f"where to write on {bench.name}: measured efficiency, reader 'mean', as a share of the best block's"
