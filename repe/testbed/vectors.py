@@ -1,20 +1,22 @@
-"""Extracts the shipped vectors anew: `python -m repe.testbed.vectors`, or `... smollm2 [CONCEPT ...]` for SmolLM2's."""
+"""Extracts the testbed's shipped vectors anew: `python -m repe.testbed.vectors`."""
 
-import sys
+from collections.abc import Iterable
+from typing import Any
 
 import repe
 from repe.models.fingerprint import fingerprint
-from repe.reading.extract import ENOUGH
 from repe.reading.store import location, shipped_folder
 from repe.testbed import FOLDER
 
 
 def main() -> None:
-    name, asked = next(iter(sys.argv[1:]), None), sys.argv[2:]
-    model, tokenizer = repe.load(name)
-    there_are = sorted(repe.concepts() if name else (path.stem for path in (FOLDER / "concepts").iterdir()))
-    for concept in asked or there_are:
-        vector = repe.extract(model, tokenizer, concept, enough=ENOUGH if name else None)
+    ship(*repe.load(), sorted(path.stem for path in (FOLDER / "concepts").iterdir()), enough=None)
+
+
+def ship(model: Any, tokenizer: Any, concepts: Iterable[str], **how: Any) -> None:
+    """Extract concepts as `repe.extract` does, and keep the vectors among those that are shipped."""
+    for concept in concepts:
+        vector = repe.extract(model, tokenizer, concept, **how)
         path = vector.save(location(shipped_folder(), fingerprint(model), concept))
         print(vector, vector.provenance["chosen_by"], path, sep="\n  ", flush=True)
 

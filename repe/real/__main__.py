@@ -1,0 +1,4 @@
+from repe.real import main
+
+if __name__ == "__main__":
+    main()
