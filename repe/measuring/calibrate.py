@@ -209,7 +209,7 @@ def _places(
     chosen = everywhere
     if tried is not None and tried < len(everywhere):
         found = forecast(model, tokenizer, vectors, **how)
-        chosen = sorted(everywhere, key=lambda place: -abs(found.at(*place).value))[:tried]
+        chosen = sorted(everywhere, key=lambda place: -abs(np.nan_to_num(found.at(*place).value)))[:tried]
     blocks = {name: tuple(block for reader, block in chosen if reader == name) for name in vectors}
     return {
         name: dosed(model, tokenizer, replace(vectors[name], recommended=at), blocks_at=how["blocks_at"])

@@ -51,6 +51,8 @@ Weighed = tuple[Tensor, Tensor]
 class Forecast(ByValue):
     """What a small strength gains and costs; arrays are (readers, blocks) where nothing else is said.
 
+    They are NaN where there is nothing to steer along, as held-out pairs show no distance between the poles.
+
     Attributes:
         concept: its name.
         readers: what fitted each direction.
@@ -187,6 +189,11 @@ def forecast(
     first = next(iter(vectors.values()))
     for vector in vectors.values():
         first.check_alike(vector)
+    if all((vector.scale <= 0).all() for vector in vectors.values()):
+        raise ValueError(
+            f"{first.concept}: held-out pairs show no distance between the poles at any block, so there is nothing to "
+            "steer along: give more pairs, or others"
+        )
     asked = spread(worded(items_of(first.concept if alignment is None else alignment, model)), items)
     stack, texts = find_stack(model, first.stack, blocks_at), texts_of(neutral, model)
     sites = [stack.site(first.site, block) for block in first.blocks]
@@ -267,6 +274,7 @@ def _forecast(
         below = (chance < (mean / root).abs()).double().mean(0)
         rows["place"].append(torch.where(chance[0].isnan(), math.nan, below).numpy())
     first = next(iter(vectors.values()))
+    unusable = np.stack([(vector.scale <= 0).numpy() for vector in vectors.values()])
     return Forecast(
         concept=concept,
         readers=tuple(vectors),
@@ -274,7 +282,7 @@ def _forecast(
         random=chance.quantile(UNUSUAL, dim=0).numpy(),
         accuracy=np.stack([vector.accuracy.double().numpy() for vector in vectors.values()]),
         scope=scope,
-        **{name: np.stack(values) for name, values in rows.items()},
+        **{name: np.where(unusable, math.nan, np.stack(values)) for name, values in rows.items()},
     )
 
 

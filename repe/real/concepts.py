@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 
 import repe
-from repe.data.worded import worded
 from repe.display import Table
-from repe.measuring import Scores, items_of, sweep
+from repe.measuring import Scores, sweep
 from repe.measuring.intervals import Array, Measured, proportion
+from repe.measuring.tasks import asked
 from repe.reading.placing import spread
 from repe.real.bench import Bench, Row, kept, table
 
@@ -39,12 +39,12 @@ def written(bench: Bench, concept: str) -> Row:
 
 
 def steered(bench: Bench, concept: str) -> Row:
-    """The log odds of behaviour items, asked in words as forecasts ask; of skills, asked as the library asks, what is
-    lost, what is right unsteered, and whether that is surely more than guessing."""
-    tasks = {"moved": worded(items_of(concept, bench.model)), "skills": items_of("skills", bench.model)}
+    """The log odds of behaviour items; of skills what is lost, what is right unsteered, and whether that is surely more
+    than guessing. All are asked in words."""
+    tasks = {name: asked(name, bench.model, letters=False) for name in (concept, "skills")}
     few = {name: spread(items, bench.at_most(len(items))) for name, items in tasks.items()}
     found = sweep(bench.model, bench.tokenizer, bench.vector(concept), few, ALPHAS.tolist())
-    moved, skills = of_items(found["moved"], found["moved"].difference).gain, found["skills"]
+    moved, skills = of_items(found[concept], found[concept].difference).gain, found["skills"]
     _, half, whole = moved.estimates()
     wrong, right = moved.values[2] < 0, of_items(skills, skills.accuracy).estimates()[0]
     return {

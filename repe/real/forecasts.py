@@ -53,7 +53,7 @@ def row(bench: Bench, concept: str) -> Row:
     vectors = {reader: poles.fitted(reader) for reader in READERS}
     recommended = bench.vector(concept).recommended[0]
     blocks = sorted({*poles.blocks[::STEP], recommended, reads_best(vectors["mean"])})
-    vectors = {reader: vector.at(*blocks) for reader, vector in vectors.items()}
+    vectors = {reader: pushable(vector.at(*blocks)) for reader, vector in vectors.items()}
     items = spread(worded(items_of(concept, model)), bench.at_most(ITEMS))
     texts = texts_of("neutral", model)[: 2 * bench.at_most(TEXTS)]  # of which a forecast reads every other
     found = repe.forecast(model, tokenizer, vectors, alignment=items, items=len(items), neutral=texts, draws=DRAWS)
@@ -78,14 +78,15 @@ def row(bench: Bench, concept: str) -> Row:
     }
 
 
-def pushes(found: Forecast, vectors: Mapping[str, repe.ConceptVector]) -> list[Edit]:
-    """The edit of every reader at every block, its alpha counted in the doses that are forecast.
+def pushable(vector: repe.ConceptVector) -> repe.ConceptVector:
+    """The same directions, which can be pushed along whether or not held-out pairs show a distance along them."""
+    return replace(vector, scale=torch.ones_like(vector.scale))
 
-    A forecast is of directions, whether or not held-out pairs show a distance along them: each gets a `scale` of 1.
-    """
+
+def pushes(found: Forecast, vectors: Mapping[str, repe.ConceptVector]) -> list[Edit]:
+    """The edit of every reader at every block, its alpha counted in the doses that are forecast."""
     doses = zip(vectors.values(), torch.tensor(found.dose).float(), strict=True)
-    pushed = [replace(vector, dose=dose, scale=torch.ones_like(dose)) for vector, dose in doses]
-    return [Edit.of(vector, blocks=block) for vector in pushed for block in found.blocks]
+    return [Edit.of(replace(vector, dose=dose), blocks=block) for vector, dose in doses for block in found.blocks]
 
 
 def reads_best(vector: repe.ConceptVector) -> int:

@@ -149,6 +149,16 @@ def test_where_to_write_is_decided_by_writing_where_there_are_items(loaded_testb
     assert float(by_reading.dose[by_reading.row(by_reading.recommended[0])]) > 0
 
 
+def test_where_the_poles_do_not_part_there_is_nothing_to_forecast(loaded_testbed: Any, vector: Any) -> None:
+    best = repe.forecast(*loaded_testbed, vector, items=12, draws=2).best[1]
+    parted = torch.tensor([block != best for block in vector.blocks])
+    found = repe.forecast(*loaded_testbed, replace(vector, scale=vector.scale * parted), items=12, draws=2)
+    assert found.best[1] != best
+    assert np.isnan(found.at("mean", best).value)
+    with pytest.raises(ValueError, match="no distance between the poles at any block"):
+        repe.forecast(*loaded_testbed, replace(vector, scale=0 * vector.scale), items=12, draws=2)
+
+
 def test_a_model_without_a_gradient_is_steered_along_instead_and_comes_out_alike(
     loaded_testbed: Any, vector: Any, monkeypatch: Any
 ) -> None:

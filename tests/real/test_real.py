@@ -166,8 +166,9 @@ def test_a_forecast_of_the_testbed_agrees_with_what_is_measured_there(bench):
 
 def test_a_direction_along_which_the_poles_do_not_part_is_pushed_too(testbed):
     vector = repe.extract(*testbed, "happiness", writes=False)
-    found = repe.forecast(*testbed, {"mean": vector}, items=4, draws=1)
-    edits = forecasts.pushes(found, {"mean": replace(vector, scale=-vector.scale)})
+    pushed = {"mean": forecasts.pushable(replace(vector, scale=-vector.scale))}
+    found = repe.forecast(*testbed, pushed, items=4, draws=1)
+    edits = forecasts.pushes(found, pushed)
     for row, edit in enumerate(edits):
         ((length, _),) = edit.on(find_stack(testbed[0])).lengths.values()
         assert length == pytest.approx(found.dose[0, row], rel=1e-5)
