@@ -40,7 +40,7 @@ class ByValue:
         if type(other) is not type(self):
             return NotImplemented
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
-        return all(np.array_equal(a, b, equal_nan=True) if isinstance(a, Array) else a == b for a, b in pairs)
+        return all(np.array_equal(a, b, equal_nan=True) if Array in (type(a), type(b)) else a == b for a, b in pairs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -318,6 +318,12 @@ def test_curves_that_differ_anywhere_are_not_equal(name):
     assert curve() != "a curve"
 
 
+def test_what_was_measured_is_not_equal_to_what_was_not():
+    measured = Costs(kl=[[0.0, 1.0], [2.0, 3.0]])
+    assert measured != Costs()
+    assert Costs() != measured
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = curve().save(tmp_path / "c.json")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
