@@ -23,6 +23,9 @@ TEXTS = [RequestPair(f"please {word} yes", f"please {word} no") for word in WORD
 CHATS = [
     RequestPair(*([{"role": "user", "content": text}] for text in (pair.harmful, pair.harmless))) for pair in TEXTS
 ]
+MANY = [RequestPair(f"{a}{b} yes", f"{a}{b} no") for a in "abcdefg" for b in "hijk"]
+LETTERS = np.random.default_rng(0).choice([*"abcdefghijklmnopqrstuvwxyz"], (len(MANY), 2, 6))
+CHANCE = [RequestPair(*("".join(text) for text in pair)) for pair in LETTERS]
 SHORT = {"requests": TEXTS, "max_new_tokens": 2}
 RAW = {"unit": "raw", "blocks": [1, 2]}
 
@@ -128,30 +131,24 @@ def test_a_space_that_is_all_there_is_holds_every_direction():
 
 
 def test_every_half_is_ordered_by_the_direction_of_the_other(model, tokenizer):
-    found = side_effects(model, tokenizer, vector(), [1], seed=3, **RAW, **SHORT)
-    order = np.random.default_rng(3).permutation(len(TEXTS))
-    for fitted, held in ((order[::2], order[1::2]), (order[1::2], order[::2])):
-        for row, block in enumerate(found.blocks.tolist()):
-            to = refusal_direction(model, tokenizer, [TEXTS[i] for i in fitted], block)
-            expected = [float(refusal_direction(model, tokenizer, [TEXTS[i]], block) @ to > 0) for i in held]
-            assert found.ordered[row, held].tolist() == expected
-    assert found.accuracy == proportion(6, 6)
+    found = side_effects(model, tokenizer, vector(), [1], requests=CHANCE, pairs=1, max_new_tokens=1, seed=3, **RAW)
+    order = np.random.default_rng(3).permutation(len(CHANCE))
+    for row, block in enumerate(found.blocks.tolist()):
+        apart = torch.stack([refusal_direction(model, tokenizer, [pair], block) for pair in CHANCE])
+        for fitted, held in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+            assert found.ordered[row, held].tolist() == (apart[held] @ apart[fitted].mean(0) > 0).tolist()
+    assert found.accuracy == proportion(round(found.ordered.mean(0).sum()), len(CHANCE))
 
 
 def test_where_what_is_harmful_cannot_be_told_the_direction_is_not_known(model, tokenizer):
-    rng = np.random.default_rng(0)
-    words = [f"{a}{b}" for a in "abcdefg" for b in "hijk"]
-    told = [RequestPair(f"{word} yes", f"{word} no") for word in words]
-    mixed = [replace(p, harmful=p.harmless, harmless=p.harmful) if rng.random() < 0.5 else p for p in told]
     known, unknown = (
         side_effects(model, tokenizer, vector(), [1], requests=pairs, pairs=1, max_new_tokens=1, **RAW)
-        for pairs in (told, mixed)
+        for pairs in (MANY, CHANCE)
     )
     assert known.is_known
     assert known.accuracy.value == 1
     assert "95% of random directions within" in str(known)
     assert not unknown.is_known
-    assert abs(unknown.accuracy.value - 0.5) < 0.25
     assert str(unknown).startswith(f"refusal direction not known: it orders {unknown.accuracy.value:.0%} [")
 
 
