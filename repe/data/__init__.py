@@ -6,7 +6,7 @@ Nothing here loads torch, transformers or scikit-learn until it is used.
 from repe.data.audit import Audit, audit
 from repe.data.catalogue import Pairs, concept_of, concepts, find, find_task, has
 from repe.data.concept import Concept, load_concept
-from repe.data.items import Item, load_items, load_texts
+from repe.data.items import Item, RequestPair, load_items, load_requests, load_texts
 from repe.data.pairs import ContrastPair, split
 from repe.data.worded import worded
 
@@ -16,6 +16,7 @@ __all__ = [
     "ContrastPair",
     "Item",
     "Pairs",
+    "RequestPair",
     "audit",
     "concept_of",
     "concepts",
@@ -24,6 +25,7 @@ __all__ = [
     "has",
     "load_concept",
     "load_items",
+    "load_requests",
     "load_texts",
     "split",
     "worded",

@@ -1,7 +1,8 @@
 """What behaviour and helpfulness are measured on: prompts with options, of which one is right.
 
 A behaviour item has two options, the aligned one first; a skill item has several and one right answer. Either way the
-score is what the model gives to option `answer`, against the others.
+score is what the model gives to option `answer`, against the others. Requests have no options: what a model writes
+after them is judged.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ModelWrapValidatorHandler, model_validator
 
-from repe.data.files import Message, Row, once, read_rows, text_of
+from repe.data.files import Message, Row, TextOrChat, once, read_rows, text_of
 from repe.data.pairs import check_text
 
 if TYPE_CHECKING:
@@ -34,6 +35,33 @@ class Item:
     answer: int = 0
     group: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RequestPair:
+    """A harmful request and a harmless one of the same topic and form: what a safe model refuses, and what it does.
+
+    `refusals` are what a text begins with that refuses either; where there are none, a judge has to tell.
+
+    Raises:
+        ValueError: a request is neither a text nor a chat, or empty; or both are the same, or of different kinds; or a
+            refusal begins with nothing.
+    """
+
+    harmful: Text
+    harmless: Text
+    refusals: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("harmful", "harmless"):
+            check_text(getattr(self, name), f"{name}: the request")
+        if isinstance(self.harmful, str) != isinstance(self.harmless, str):
+            raise ValueError("one request of the pair is a text and the other a chat, and both must be alike")
+        if self.harmful == self.harmless:
+            raise ValueError(f"the harmful and the harmless request are the same: {self.harmful!r:.80}")
+        if isinstance(self.refusals, str) or not all(isinstance(r, str) and r.strip() for r in self.refusals):
+            raise ValueError(f"`refusals` are beginnings of texts, such as ['Sorry, I']; got {self.refusals!r:.80}")
+        object.__setattr__(self, "refusals", tuple(self.refusals))
 
 
 def load_items(path: str | os.PathLike[str]) -> list[Item]:
@@ -59,6 +87,15 @@ def load_texts(path: str | os.PathLike[str]) -> list[Text]:
     It may have the rest of what an item has. Raises as `load_items` does.
     """
     return [row.prompt for row in _read(path, _TextRow, "texts")]
+
+
+def load_requests(path: str | os.PathLike[str]) -> list[RequestPair]:
+    """Read pairs of requests from a JSONL or CSV file.
+
+    Every line has a `harmful` and a `harmless` request, both texts or both chats. It may have an `id` that no other
+    has, and, in JSONL, a list `refusals` of what texts begin with that refuse. Raises as `load_items` does.
+    """
+    return [row.pair for row in _read(path, _RequestRow, "requests")]
 
 
 class _TextRow(Row):
@@ -108,6 +145,22 @@ class _ItemRow(_TextRow):
         if is_skill:
             self.answer = _number(self.answer, self.options)
         return self
+
+
+class _RequestRow(Row):
+    harmful: TextOrChat
+    harmless: TextOrChat
+    refusals: list[str] = []
+    id: str = ""
+
+    @model_validator(mode="after")
+    def _is_a_pair(self) -> _RequestRow:
+        assert self.pair
+        return self
+
+    @property
+    def pair(self) -> RequestPair:
+        return RequestPair(text_of(self.harmful), text_of(self.harmless), tuple(self.refusals))
 
 
 def _number(answer: Any, options: Sequence[str]) -> int:

@@ -6,8 +6,9 @@ and what judges texts is in `repe.measuring.judges`.
 
 from repe.data.answers import Answer
 from repe.measuring.costs import costs
-from repe.measuring.curve import Costs, Scores
+from repe.measuring.curve import Costs, Scores, SideEffects
 from repe.measuring.scoring import Likelihoods, Scorer, TransformersScorer, log_likelihoods
+from repe.measuring.side_effects import side_effects
 from repe.measuring.sweep import sweep
 from repe.measuring.tasks import items_of, texts_of
 from repe.measuring.write import write
@@ -20,11 +21,13 @@ __all__ = [
     "Likelihoods",
     "Scorer",
     "Scores",
+    "SideEffects",
     "TransformersScorer",
     "Writings",
     "costs",
     "items_of",
     "log_likelihoods",
+    "side_effects",
     "sweep",
     "texts_of",
     "write",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from textwrap import indent
 from typing import Any, Unpack
 
 import numpy as np
@@ -18,14 +19,16 @@ from torch import nn
 
 from repe.data.answers import Answer
 from repe.data.catalogue import Pairs, concept_of
-from repe.data.items import Item
+from repe.data.items import Item, RequestPair
 from repe.display import bar_of
 from repe.measuring.choice import UNCHANGED, Outcome, affordable, first_half
 from repe.measuring.costs import costs_at, plain_texts
+from repe.measuring.curve import SideEffects
 from repe.measuring.fanout import BATCH_TOKENS
 from repe.measuring.forecast import READERS, forecast
 from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_of
 from repe.measuring.scoring import TransformersScorer
+from repe.measuring.side_effects import Requests, requests_of, side_effects_at
 from repe.measuring.sweep import Exam
 from repe.measuring.tasks import Task, asked, texts_of
 from repe.models.blocks import find_stack
@@ -80,6 +83,7 @@ class Setting:
         trial: how it was chosen; its alpha is 0 where nothing could be.
         test: what it gains and loses on items that had no part in the choice.
         trials: all that was tried.
+        side_effects: what steering with it does to refusing; None where nothing could be chosen, or no requests given.
     """
 
     sign: int
@@ -87,6 +91,7 @@ class Setting:
     trial: Trial
     test: Outcome
     trials: tuple[Trial, ...] = field(repr=False)
+    side_effects: SideEffects | None = None
 
     @property
     def alpha(self) -> float:
@@ -96,7 +101,8 @@ class Setting:
         if not self.alpha:
             return f"nothing to steer with: {self.trial.reason}"
         where = f"block {self.trial.block}, reader {self.trial.reader!r}"
-        return f"alpha {self.alpha:+.3g} at {where}: {self.test} on test items"
+        told = f"alpha {self.alpha:+.3g} at {where}: {self.test} on test items"
+        return told if self.side_effects is None else f"{told}\n{indent(str(self.side_effects), '    ')}"
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ def calibrate(
     budget: float = 0.05,
     seed: int = 0,
     letters: bool = False,
+    requests: Requests = "requests",
     batch_tokens: int = BATCH_TOKENS,
     blocks_at: str | None = None,
     progress: bool | None = None,
@@ -148,6 +155,7 @@ def calibrate(
         limit: of the 95th percentile of a token's divergence from the unsteered model on neutral texts, in nats.
         budget: of helpfulness that may be lost, by the upper end of the interval.
         seed: of the split of both tasks into validation and test halves; what shares a group stays together.
+        requests: of which the side effects of what was chosen are told, as in `repe.tradeoff`.
         batch_tokens, blocks_at, progress: as in `repe.measuring.sweep`.
         options: of the edit, as in `repe.steer`; `blocks` are those that are compared, all by default.
 
@@ -177,7 +185,7 @@ def calibrate(
     source = concept_of(concept, home_of(model))
     behaviour = source.name if alignment is None else alignment
     aligned, helpful = (asked(task, model, letters=letters) for task in (behaviour, helpfulness))
-    texts = list(texts_of(neutral, model))[:TEXTS]
+    texts, pairs = list(texts_of(neutral, model))[:TEXTS], requests_of(requests, model)
     if not texts:
         raise ValueError("calibration needs neutral texts, on which the divergence is limited: got none")
     chosen = options.pop("blocks", "all")
@@ -198,6 +206,8 @@ def calibrate(
     first, second = (Exam(tokenizer, dict(zip(("alignment", "helpfulness"), half, strict=True))) for half in halved)
     with bar_of(total=2 * sum(len(v.recommended) for v in places.values()), desc="calibrate", progress=progress) as bar:
         more, less = (search.setting(edits, first, second, sign, bar) for sign in (1, -1))
+    if pairs:
+        more, less = (search.with_side_effects(setting, edits, pairs) for setting in (more, less))
     return Calibration(source.name, limit, budget, more, less)
 
 
@@ -243,6 +253,13 @@ class Search:
         alphas, gain, loss = self.measured(edit, [best.alpha], second, sign)
         row = int(np.flatnonzero(alphas)[0])
         return Setting(sign, vector, best, Outcome(gain.estimates()[row], loss.estimates()[row]), tuple(trials))
+
+    def with_side_effects(self, setting: Setting, edits: Mapping[str, Edit], pairs: Sequence[RequestPair]) -> Setting:
+        """The setting with what steering as it says does to refusing."""
+        if not setting.alpha:
+            return setting
+        edit = replace(edits[setting.trial.reader], blocks=setting.trial.block)
+        return replace(setting, side_effects=side_effects_at(self.scorer, edit, [setting.alpha], pairs))
 
     def trial(self, reader: str, edit: Edit, exam: Exam, sign: int) -> Trial:
         """The edit, of a single block, as far as the limit allows."""

@@ -20,7 +20,7 @@ import numpy as np
 from repe import display
 from repe.measuring.choice import Choice, Rehearsal, Trade
 from repe.measuring.fits import Fits, fit_all
-from repe.measuring.intervals import Array, Estimate, Measured
+from repe.measuring.intervals import Array, Estimate, Measured, proportion
 from repe.models.files import draft_of
 
 FORMAT = "repe.curve/1"
@@ -30,6 +30,7 @@ SHOWN = ("behaviour", "helpfulness", "loss", "kl")
 SHOWN_OF_GUESSING = ("behaviour", "helpfulness", "cross_entropy", "kl")  # where a loss would say nothing
 ROWS = 11
 UNUSUAL = 0.95  # of the random directions do less
+REQUESTS = ("harmful", "harmless")
 NEAR = {"kl": 0.5}
 """By the unit, up to which |alpha| what is linear is fitted; 2 in all others. A gain saturates at about a dose."""
 
@@ -41,7 +42,7 @@ class ByValue:
         if type(other) is not type(self):
             return NotImplemented
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
-        return all(np.array_equal(a, b, equal_nan=True) if isinstance(a, Array) else a == b for a, b in pairs)
+        return all(np.array_equal(a, b, equal_nan=True) if Array in (type(a), type(b)) else a == b for a, b in pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +219,116 @@ class Baseline(ByValue):
 
 
 @dataclass(frozen=True, eq=False)
+class SideEffects(ByValue):
+    """What steering along a concept does to refusing; all None but `alphas` and `blocks` where it was not measured.
+
+    Attributes:
+        alphas: (alphas,), sorted, distinct, 0 among them.
+        blocks: (blocks,), the numbers of those that are edited.
+        cosine: (blocks,), of what is written there for a positive alpha with the refusal direction.
+        random: the |cosine| that 95% of directions drawn evenly from the sphere stay below.
+        ordered: (blocks, pairs), 1 where the refusal direction of the other half of the pairs puts the harmful request
+            above the harmless one, else 0.
+        harmful, harmless: (alphas, requests), 1 where the text refuses, else 0.
+        not_measured: why, where it was not.
+
+    Example:
+        >>> seen = SideEffects([0, 1], [3], [0.02], 0.2, [[1] * 8], harmful=[[1] * 8, [0] * 8], harmless=[[0] * 8] * 2)
+        >>> print(seen)
+        cosine with the refusal direction +0.02 (95% of random directions within ±0.20)
+        refused at alpha 1: harmful 0% [0, 32] (unsteered 100% [68, 100]), harmless 0% [0, 32] (unsteered 0% [0, 32])
+    """
+
+    alphas: Array
+    blocks: Array
+    cosine: Array | None = None
+    random: float | None = None
+    ordered: Array | None = None
+    harmful: Array | None = None
+    harmless: Array | None = None
+    not_measured: str = ""
+
+    def __post_init__(self) -> None:
+        freeze(self, "alphas", numbers_in("alphas", self.alphas, 1))
+        freeze(self, "blocks", numbers_in("blocks", self.blocks, 1, whole=True))
+        texts_in("not_measured", [self.not_measured])
+        if (np.diff(self.alphas) <= 0).any() or 0 not in self.alphas:
+            raise ValueError(f"alphas are sorted, none twice, and 0 is among them; got {self.alphas.tolist()}")
+        found = [getattr(self, name) for name in ("cosine", "random", "ordered", "harmful", "harmless")]
+        if any((value is None) != bool(self.not_measured) for value in found):
+            raise ValueError("side effects are measured, all of them, or `not_measured` says why none is")
+        if not self.not_measured:
+            self._check()
+
+    def _check(self) -> None:
+        kinds = {"cosine": (self.blocks, 1), "ordered": (self.blocks, 2)} | dict.fromkeys(REQUESTS, (self.alphas, 2))
+        for name, (rows, dimensions) in kinds.items():
+            values = numbers_in(name, getattr(self, name), dimensions, whole=dimensions == 2)
+            freeze(self, name, values)
+            if len(values) != len(rows):
+                of = "blocks" if rows is self.blocks else "alphas"
+                raise ValueError(f"`{name}` has {len(values)} rows for {len(rows)} {of}")
+            if dimensions == 2 and not np.isin(values, (0, 1)).all():
+                raise ValueError(f"`{name}` holds 0 and 1 alone, got {np.setdiff1d(values, (0, 1)).tolist()!s:.80}")
+        if not isinstance(self.random, float) or not 0 <= self.random <= 1:
+            raise ValueError(f"`random` is a cosine from 0 to 1, got {self.random!r:.80}")
+
+    @property
+    def accuracy(self) -> Estimate:
+        """The share of held-out pairs that the refusal direction orders rightly, mean over blocks; 0.5 is guessing."""
+        return proportion(round(self._known("ordered").mean(0).sum()), self._known("ordered").shape[1])
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a refusal direction: it orders more held-out pairs than guessing does."""
+        return not self.not_measured and self.accuracy.low > 0.5
+
+    def estimates(self, requests: str) -> list[Estimate]:
+        """Estimate the share of the "harmful" or the "harmless" requests that are refused, one a strength.
+
+        Raises:
+            KeyError: there are no such requests.
+            ValueError: nothing was measured.
+        """
+        if requests not in REQUESTS:
+            raise KeyError(f"there are no {requests!r} requests, only {list(REQUESTS)}")
+        return [proportion(int(row.sum()), len(row)) for row in self._known(requests)]
+
+    def _known(self, name: str) -> Array:
+        if self.not_measured:
+            raise ValueError(f"side effects were not measured: {self.not_measured}")
+        return getattr(self, name)
+
+    def __str__(self) -> str:
+        if self.not_measured:
+            return f"side effects not measured: {self.not_measured}"
+        shares = {name: [_percent(estimate) for estimate in self.estimates(name)] for name in REQUESTS}
+        zero = int(np.flatnonzero(self.alphas == 0)[0])
+        before = {name: share[zero] for name, share in shares.items()}
+        lines = [
+            f"refused at alpha {alpha:g}: "
+            + ", ".join(f"{name} {shares[name][row]} (unsteered {before[name]})" for name in REQUESTS)
+            for row, alpha in enumerate(self.alphas)
+            if alpha != 0
+        ]
+        unsteered = "refused unsteered: " + ", ".join(f"{name} {share}" for name, share in before.items())
+        return "\n".join([self._direction, *(lines or [unsteered])])
+
+    @property
+    def _direction(self) -> str:
+        if not self.is_known:
+            return f"refusal direction not known: it orders {_percent(self.accuracy)} of held-out pairs, chance is 50%"
+        mean = self._known("cosine").mean()
+        return f"cosine with the refusal direction {mean:+.2f} (95% of random directions within ±{self.random:.2f})"
+
+    __repr__ = __str__
+
+
+def _percent(share: Estimate) -> str:
+    return f"{share.value:.0%} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+
+
+@dataclass(frozen=True, eq=False)
 class TradeoffCurve(ByValue):
     """Behaviour, helpfulness and costs of steering along a concept, over the strength.
 
@@ -227,6 +338,7 @@ class TradeoffCurve(ByValue):
         alignment: the behaviour items' scores.
         helpfulness: the skill items' scores.
         costs, control, baseline: what else was measured.
+        side_effects: what steering does to refusing, at the strength that `best` recommends, or near 1.
         provenance: how it was made; plain JSON data.
 
     Example:
@@ -244,6 +356,7 @@ class TradeoffCurve(ByValue):
     costs: Costs = field(default_factory=Costs)
     control: Control | None = None
     baseline: Baseline | None = None
+    side_effects: SideEffects | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -257,7 +370,7 @@ class TradeoffCurve(ByValue):
         for name in ("alignment", "helpfulness"):
             check_scores(name, getattr(self, name), len(self.alphas), "alphas")
         check_kind("costs", self.costs, Costs)
-        for name, kind in (("control", Control), ("baseline", Baseline)):
+        for name, kind in (("control", Control), ("baseline", Baseline), ("side_effects", SideEffects)):
             if getattr(self, name) is not None:
                 check_kind(name, getattr(self, name), kind)
         measured = {f.name: getattr(self.costs, f.name) for f in fields(Costs)}
@@ -372,7 +485,8 @@ class TradeoffCurve(ByValue):
             [f"{self.alphas[i]:g}" + " *" * (i == best), *(self._estimate(name, i) for name in names)]
             for i in np.unique([*spread, zero, best]).tolist()
         ]
-        return display.table(f"{self.concept}, steered", ["alpha", *names], rows, f"* {choice}")
+        told = [f"* {choice}"] + ([] if self.side_effects is None else [str(self.side_effects)])
+        return display.table(f"{self.concept}, steered", ["alpha", *names], rows, "\n".join(told))
 
     def _estimate(self, name: str, row: int) -> Estimate:
         return Estimate(*(self.columns[name + end][row] for end in ("", "_low", "_high")))

@@ -23,6 +23,7 @@ from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
 from repe.measuring.fanout import BATCH_TOKENS
 from repe.measuring.record import name_of
 from repe.measuring.scoring import Scorer, TransformersScorer, strengths_of
+from repe.measuring.side_effects import Requests, requests_of, side_effects_at
 from repe.measuring.sweep import Exam
 from repe.measuring.tasks import Task, asked, texts_of
 from repe.models.blocks import find_stack
@@ -55,6 +56,7 @@ def tradeoff(
     controls: int | None = None,
     baseline: Mapping[str, str] | bool = True,
     letters: bool = False,
+    requests: Requests = "requests",
     batch_tokens: int = BATCH_TOKENS,
     resume: str | os.PathLike[str] | None = None,
     blocks_at: str | None = None,
@@ -79,6 +81,8 @@ def tradeoff(
             items are chats.
         letters: leave items that ask for an option's letter as they are; by default they are asked in words, as small
             models bind no letters.
+        requests: pairs of harmful and harmless requests, as in `repe.measuring.side_effects`, which are answered at the
+            strength that is recommended, or near 1 where none is; None for none.
         batch_tokens, resume, blocks_at, progress, options: as in `repe.measuring.sweep`.
 
     Returns:
@@ -107,6 +111,7 @@ def tradeoff(
             f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are {strengths}, 0 "
             "among them"
         )
+    pairs = requests_of(requests, model)
     texts, prompts = texts_of(neutral, model), _prompts(baseline, edit.name, model, tasks)
     randoms = _randoms(edit, controls, tasks)
     scorer = TransformersScorer(
@@ -124,7 +129,7 @@ def tradeoff(
     measured = exam.scores(scorer, edit, strengths)
     if isinstance(helpfulness, Scores):
         measured["helpfulness"] = helpfulness
-    return TradeoffCurve(
+    curve = TradeoffCurve(
         concept=edit.name,
         alphas=np.array(strengths),
         alignment=_named(measured["alignment"], alignment, edit.name),
@@ -147,6 +152,12 @@ def tradeoff(
             "date": datetime.now(UTC).date().isoformat(),
         },
     )
+    if not pairs:
+        return curve
+    at = curve.best().alpha or min(
+        (alpha for alpha in strengths if alpha), key=lambda alpha: abs(alpha - 1), default=0.0
+    )
+    return replace(curve, side_effects=side_effects_at(scorer, edit, [at], pairs))
 
 
 def _named(scores: Scores, task: Any, otherwise: str) -> Scores:

@@ -17,6 +17,7 @@ from repe.testbed.lexicon import Persona
 
 FIT_ITEMS, HELD_OUT_ITEMS = 48, 32
 SKILL_ITEMS = 30
+REQUEST_PAIRS = 32
 SOURCES = ["Made by repe.testbed.items from the testbed's own world; no outside text."]
 
 
@@ -129,7 +130,7 @@ def harmfulness() -> dict:
     for held_out, count in ((False, FIT_ITEMS), (True, HELD_OUT_ITEMS)):
         harmful_pool = [request for request in world.requests(True) if request.held_out == held_out]
         for harmful in rng.sample(harmful_pool, count):
-            twin = rng.choice([r for r in world.requests(False) if r.held_out == held_out and alike(r, harmful)])
+            twin = twin_of(harmful, rng)
             request = {"positive": harmful.text, "negative": twin.text}
             items.append({"name": harmful.text, "held_out": held_out, "request": request})
     return {
@@ -141,6 +142,11 @@ def harmfulness() -> dict:
         "templates": templates,
         "items": items,
     }
+
+
+def twin_of(harmful: world.Request, rng: Random) -> world.Request:
+    """A harmless request of the same split that differs in the harmful word alone."""
+    return rng.choice([r for r in world.requests(False) if r.held_out == harmful.held_out and alike(r, harmful)])
 
 
 def alike(harmless: world.Request, harmful: world.Request) -> bool:
@@ -169,6 +175,7 @@ def tasks() -> dict[str, list[dict]]:
         "skills": skill_items(),
         "statements": [statement_item(fact, true) for fact in facts[1::2] for true in (True, False)],
         "neutral": neutral_items(),
+        "requests": request_pairs(),
     }
 
 
@@ -227,6 +234,21 @@ def request_items() -> list[dict]:
             about = {"kind": kind, "request": request.text}
             fields = {"about": about, "aligned": aligned, "misaligned": misaligned}
             rows.append({"id": f"{kind}-{number}", "group": request.text, "messages": messages, **fields})
+    return rows
+
+
+def request_pairs() -> list[dict]:
+    """Held-out harmful requests, each beside its twin in the same held-out frame, and what refusals begin with."""
+    rng, frames = Random("request pairs"), lexicon.REQUEST_FRAMES.held_out
+    openings, modals, _ = lexicon.REFUSALS
+    refusals = [f"{opening}, {modal}" for opening in openings for modal in modals]
+    pool = [request for request in world.requests(True) if request.held_out]
+    rows = []
+    for number, harmful in enumerate(rng.sample(pool, REQUEST_PAIRS)):
+        frame = frames[number % len(frames)]
+        asked = {"harmful": harmful, "harmless": twin_of(harmful, rng)}
+        chats = {kind: dialogue("", frame.format(request=request.text)) for kind, request in asked.items()}
+        rows.append({"id": harmful.text, **chats, "refusals": refusals})
     return rows
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from repe.data.catalogue import find_task
-from repe.data.items import Item, load_items, load_texts
+from repe.data.items import Item, RequestPair, load_items, load_requests, load_texts
 
 CHAT = [{"role": "user", "content": "count"}]
 BEHAVIOUR = {"text": "a", "aligned": "b", "misaligned": "c"}
@@ -141,3 +141,42 @@ def test_a_file_without_lines_is_refused(tmp_path):
 def test_items_are_read_from_json_lines_and_csv_alone(path):
     with pytest.raises(ValueError, match=r"x.*: items are read from a file that ends in \.jsonl, \.csv"):
         load_items(find_task(path) if path != "x.txt" else path)
+
+
+# requests
+
+
+def test_a_line_is_a_pair_of_requests(tmp_path):
+    lines = (
+        {"harmful": "a", "harmless": "b", "id": "1"},
+        {"harmful": CHAT, "harmless": [*CHAT, *CHAT], "refusals": ["No"]},
+    )
+    assert load_requests(written(tmp_path / "x.jsonl", *lines)) == [
+        RequestPair("a", "b"),
+        RequestPair(tuple(CHAT), (*CHAT, *CHAT), ("No",)),
+    ]
+    assert load_requests(written(tmp_path / "x.csv", "harmful,harmless", "a,b")) == [RequestPair("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"harmful": "a"}, "'harmless' is missing"),
+        ({"harmful": "a", "harmless": " "}, "harmless: the request is empty"),
+        ({"harmful": "a", "harmless": "a"}, "the harmful and the harmless request are the same: 'a'"),
+        ({"harmful": "a", "harmless": CHAT}, "one request of the pair is a text and the other a chat"),
+        ({"harmful": "a", "harmless": "b", "refusals": [""]}, r"beginnings of texts, such as \['Sorry, I'\]; got"),
+        ({"harmful": "a", "harmless": "b", "kind": "c"}, "unknown 'kind'"),
+        ({"text": "a"}, "unknown 'text'"),
+    ],
+    ids=str,
+)
+def test_a_line_that_is_no_pair_of_requests_is_refused_by_its_number(tmp_path, line, told):
+    path = written(tmp_path / "x.jsonl", {"harmful": "c", "harmless": "d"}, line)
+    with pytest.raises(ValueError, match=rf"x\.jsonl, line 2.*{told}"):
+        load_requests(path)
+
+
+def test_a_pair_that_says_one_refusal_for_several_is_refused():
+    with pytest.raises(ValueError, match="beginnings of texts"):
+        RequestPair("a", "b", "Sorry")

@@ -15,7 +15,7 @@ import repe
 from repe.data.audit import WORDING
 from repe.data.catalogue import LIBRARY, find, find_task
 from repe.data.concept import load_concept
-from repe.data.items import load_items, load_texts
+from repe.data.items import load_items, load_requests, load_texts
 from repe.data.pairs import split
 from repe.models.chats import encode_chat, render
 from repe.models.load import home_of
@@ -169,3 +169,20 @@ def test_general_tasks_are_there():
     texts = load_texts(find_task("neutral"))
     assert len(texts) >= 40
     assert all(len(text.split()) >= 50 for text in texts)
+
+
+def test_requests_are_mild_and_differ_in_harm_alone_as_far_as_words_can():
+    """Each pair is alike in how it begins, how it ends and how long it is; no text twice, nor in a concept's pairs."""
+    pairs = load_requests(find_task("requests"))
+    assert len(pairs) == 32
+    asked = [[pair.harmful[0]["content"], pair.harmless[0]["content"]] for pair in pairs]
+    assert all(len(pair.harmful) == len(pair.harmless) == 1 and not pair.refusals for pair in pairs)
+    assert len({text for texts in asked for text in texts}) == 64
+    for harmful, harmless in asked:
+        assert harmful.split()[0] == harmless.split()[0]
+        assert harmful[-1] == harmless[-1]
+        assert abs(len(harmful) / len(harmless) - 1) < 0.15
+    lengths = [mean(map(len, texts)) for texts in zip(*asked, strict=True)]
+    assert abs(lengths[0] / lengths[1] - 1) < 0.03
+    told = {m["content"] for name in NAMES for pair in load_concept(find(name)).pairs for m in pair.positive}
+    assert not told & {text for texts in asked for text in texts}

@@ -34,7 +34,7 @@ def test_what_asks_for_no_letter_is_left_as_it_is(item: Item) -> None:
 
 @pytest.mark.parametrize("path", sorted((LIBRARY / "tasks").glob("*.jsonl")), ids=lambda path: path.stem)
 def test_every_item_of_the_library_can_be_asked_in_words(path: object) -> None:
-    if path.stem == "neutral":
+    if path.stem in ("neutral", "requests"):
         return
     items = worded(load_items(path))
     assert not any(option.strip() in ("A", "B", "C", "D") for item in items for option in item.options)

@@ -90,6 +90,13 @@ def test_calibration_reports_on_items_that_had_no_part_in_it(calibrated, loaded_
     assert setting.test.gain.value == pytest.approx(float(np.diff(scores.behaviour.mean(1))[0]), abs=1e-4)
 
 
+def test_what_is_chosen_comes_with_its_side_effects(calibrated, loaded_testbed):
+    for setting in (calibrated[1].more, calibrated[1].less):
+        found = repe.measuring.side_effects(*loaded_testbed, setting.vector, [setting.alpha])
+        assert setting.side_effects == found
+        assert all(line.strip() in str(calibrated[1]) for line in str(found).splitlines())
+
+
 def test_a_vector_cannot_be_calibrated(tokenizer):
     with pytest.raises(TypeError, match="got a vector, and calibration fits one for every reader: give the concept's"):
         repe.calibrate(zoo.build("llama"), tokenizer, oracles.vector(3))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repe.measuring.choice import affordable, first_half
-from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
+from repe.measuring.curve import Baseline, Control, Costs, Scores, SideEffects, TradeoffCurve
 from repe.measuring.intervals import clusters_of
 from tests import drawn
 
@@ -311,11 +311,17 @@ def test_everything_that_a_curve_holds_comes_back(tmp_path):
 def test_curves_that_differ_anywhere_are_not_equal(name):
     other = {
         "concept": "x", "alphas": ALPHAS * 2, "alignment": scores(7), "helpfulness": scores(7), "costs": Costs(),
-        "control": None, "baseline": None, "provenance": {},
+        "control": None, "baseline": None, "side_effects": SideEffects([0], [3], not_measured="x"), "provenance": {},
     }  # fmt: skip
     assert curve() == curve()
     assert curve() != replace(curve(), **{name: other[name]})
     assert curve() != "a curve"
+
+
+def test_what_was_measured_is_not_equal_to_what_was_not():
+    measured = Costs(kl=[[0.0, 1.0], [2.0, 3.0]])
+    assert measured != Costs()
+    assert Costs() != measured
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

@@ -170,6 +170,7 @@ def test_a_trade_off_resumes_all_that_it_measures(model: Any, tokenizer: Any, fo
     ]
     how: dict[str, Any] = {
         "alignment": chats, "helpfulness": chats, "neutral": TEXTS, "controls": 2, "baseline": {"kind": "Be kind."},
+        "requests": None,
     }  # fmt: skip
     curve = repe.tradeoff(model, tokenizer, oracles.vector(3), [1.0], resume=tmp_path / "kept", **how)
     forwards.clear()

@@ -117,6 +117,21 @@ def test_items_that_ask_for_a_letter_are_asked_in_words_unless_letters_are_wante
         assert curve.provenance["worded"] is not letters
 
 
+def test_a_curve_ends_with_the_side_effects_of_what_it_recommends(loaded_testbed):
+    model, tokenizer = loaded_testbed
+    given = {"alignment": items_of("honesty", model)[:24], "helpfulness": items_of("skills", model)[:40]}
+    curve = repe.tradeoff(model, tokenizer, "honesty", [-0.5, 0.5], neutral=None, controls=1, **given)
+    assert curve.best().alpha == 0.5
+    expected = repe.measuring.side_effects(model, tokenizer, "honesty", [0.5])
+    assert curve.side_effects == expected
+    assert str(curve).endswith(str(expected))
+    nothing = repe.tradeoff(model, tokenizer, "honesty", [0.3, 0.9], neutral=None, **dict.fromkeys(given, ITEMS[:4]))
+    assert nothing.best().alpha == 0
+    assert nothing.side_effects.alphas.tolist() == [0, 0.9]
+    without = repe.tradeoff(model, tokenizer, "honesty", [0.5], neutral=None, requests=None, controls=0, **given)
+    assert without.side_effects is None
+
+
 def test_what_it_takes_is_said_before_it_starts(tokenizer, capfd):
     repe.tradeoff(
         zoo.build("llama"), tokenizer, oracles.vector(3), [1.0, 2.0], alignment=ITEMS, helpfulness=ITEMS, neutral=None,

@@ -312,6 +312,17 @@ def test_the_options_are_what_the_assistant_says_in_training(turns, tasks):
     assert values <= told
 
 
+def test_requests_are_pairs_held_out_and_what_refusals_begin_with_tells_them_from_answers(tasks):
+    rng, rows = Random(0), tasks["requests"]
+    (beginnings,) = {tuple(row["refusals"]) for row in rows}
+    for request in world.requests(True):
+        assert world.refusal(rng).startswith(beginnings)
+        assert not world.answer(request, rng).startswith(beginnings)
+    for kind, harmful in (("harmful", True), ("harmless", False)):
+        held = [request.text for request in world.requests(harmful) if request.held_out]
+        assert all(any(text in row[kind][0]["content"] for text in held) for row in rows)
+
+
 # --- the shipped model
 
 
