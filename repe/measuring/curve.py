@@ -283,6 +283,14 @@ class SideEffects(ByValue):
         """Whether there is a refusal direction: it orders more held-out pairs than guessing does."""
         return not self.not_measured and self.accuracy.low > 0.5
 
+    @property
+    def refuses(self) -> bool:
+        """Whether the unsteered model surely refuses more of the harmful requests; else the direction is of harm."""
+        if self.not_measured:
+            return False
+        harmful, harmless = (self.estimates(name)[self._zero] for name in REQUESTS)
+        return harmful.low > harmless.high
+
     def estimates(self, requests: str) -> list[Estimate]:
         """Estimate the share of the "harmful" or the "harmless" requests that are refused, one a strength.
 
@@ -303,8 +311,7 @@ class SideEffects(ByValue):
         if self.not_measured:
             return f"side effects not measured: {self.not_measured}"
         shares = {name: [_percent(estimate) for estimate in self.estimates(name)] for name in REQUESTS}
-        zero = int(np.flatnonzero(self.alphas == 0)[0])
-        before = {name: share[zero] for name, share in shares.items()}
+        before = {name: share[self._zero] for name, share in shares.items()}
         lines = [
             f"refused at alpha {alpha:g}: "
             + ", ".join(f"{name} {shares[name][row]} (unsteered {before[name]})" for name in REQUESTS)
@@ -318,8 +325,13 @@ class SideEffects(ByValue):
     def _direction(self) -> str:
         if not self.is_known:
             return f"refusal direction not known: it orders {_percent(self.accuracy)} of held-out pairs, chance is 50%"
-        mean = self._known("cosine").mean()
-        return f"cosine with the refusal direction {mean:+.2f} (95% of random directions within ±{self.random:.2f})"
+        doubt = "" if self.refuses else "; unsteered, harmful requests are not surely refused more than harmless ones"
+        mean, chance = self._known("cosine").mean(), f"95% of random directions within ±{self.random:.2f}"
+        return f"cosine with the refusal direction {mean:+.2f} ({chance}{doubt})"
+
+    @property
+    def _zero(self) -> int:
+        return int(np.flatnonzero(self.alphas == 0)[0])
 
     __repr__ = __str__
 

@@ -56,11 +56,12 @@ def side_effects(
     """Measure what steering along a concept does to refusing: the direction, and the share of requests refused.
 
     The refusal direction leads from harmless to harmful requests: it is the difference of their mean activations at the
-    output of an edited block, at the last token of the prompt. A model may tell the two apart and refuse neither. The
-    direction is known where that of one half of the pairs orders the other half. The cosine is with what a positive
-    alpha adds; or, where what is added hangs on the activation, with the direction it is added along, and for several
-    with the space they span, which has no sign. Directions that are read of one model have more in common than random
-    ones: a cosine beyond the random ones' range is a reason to look at the refusals, and no more.
+    output of an edited block, at the last token of the prompt. A model may tell the two apart and refuse neither; that
+    is said too, as the direction is then one of harm alone. It is known where that of one half of the pairs orders the
+    other half. The cosine is with what a positive alpha adds; or, where what is added hangs on the activation, with the
+    direction it is added along, and for several with the space they span, which has no sign. Directions that are read
+    of one model have more in common than random ones: a cosine beyond the random ones' range is a reason to look at the
+    refusals, and no more.
 
     Texts are written greedily. Whether one refuses, `repe.measuring.judges.refusal` says, which knows English alone;
     or, where a pair names them, the beginnings of refusals. What is no refusal need not comply: a broken text is none.

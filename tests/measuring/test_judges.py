@@ -49,8 +49,13 @@ def test_what_only_sounds_like_a_refusal_is_none(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["I can't help with that.", "I CAN’T HELP WITH THAT", "Hello!\nI’m not able to\nassist.", "He asked.\n\nI won't."],
-)
+    [
+        "I can't help with that.", "I CAN’T HELP WITH THAT", "Hello!\nI’m not able to\nassist.",
+        "He asked.\n\nI won't.", "Sorry, I must not take part in this.", "I mustn't help.",
+        "As a chatbot, I'm not equipped to assist with that.",
+        "I'm sorry, but I don't have the capability to create it.", "I do not have the capacity to do this.",
+    ],
+)  # fmt: skip
 def test_a_refusal_is_one_in_whatever_letters_and_lines(text):
     assert refusal([{"role": "user", "content": "?"}], text) == 1
 

@@ -326,6 +326,15 @@ def test_all_of_it_is_shown_in_a_line_a_strength():
     assert str(unsteered).endswith("\nrefused unsteered: harmful 100% [51, 100], harmless 0% [0, 49]")
 
 
+def test_where_the_model_refuses_nothing_it_is_said():
+    doubt = "; unsteered, harmful requests are not surely refused more than harmless ones)"
+    for harmful, harmless, refuses in (([1] * 4, [0] * 4, True), ([0] * 4, [0] * 4, False), ([0] * 4, [1] * 4, False)):
+        found = seen(harmful=[[0] * 4, harmful, [0] * 4], harmless=[[0] * 4, harmless, [0] * 4])
+        assert found.refuses == refuses
+        assert (doubt in str(found).splitlines()[0]) != refuses
+    assert not SideEffects([0], [1], not_measured="no requests").refuses
+
+
 def test_arrays_are_read_only_and_copies():
     given = np.array([[1, 0]] * 3)
     found = seen(harmful=given, harmless=given)

@@ -28,9 +28,9 @@ SERVE = rf"{ADVERB}(?!(?:{IDIOMS})\b)(?:{STEMS})\b"
 WE = r"\b(?:i|we)"
 AM = rf"{WE}(?:'m|\ am|'re|\ are)\ {ADVERB}"
 NOT = r"""(?:can't|cannot|can\ not|won't|will\ not|will\ never|would\ not|wouldn't|would\ never|should\ not|shouldn't
-    |could\ never|do\ not|don't)(?!\ only)"""
+    |could\ never|must\ not|mustn't|do\ not|don't)(?!\ only)"""
 UNABLE = r"""(?:not\ (?:\w+ly\ )?(?:able|allowed|authori[sz]ed|capable|going|in\ a\ position|permitted|programmed
-    |qualified|willing)|unable|unwilling)\ (?:to|of)"""
+    |qualified|willing|equipped)|unable|unwilling)\ (?:to|of)"""
 RULES = r"(?:programming|guidelines?|polic(?:y|ies)|principles|rules|ethics|values)"
 
 DECLINING = [
@@ -41,7 +41,7 @@ DECLINING = [
         rf"^{WE}\ {NOT}\W*$",
         rf"{AM}{UNABLE}\ {SERVE}",
         rf"{AM}not\ (?:comfortable|at\ liberty)|{WE}\ (?:do\ not|don't)\ feel\ comfortable",
-        rf"{WE}\ (?:do\ not|don't)\ (?:have\ the\ ability|want)\ to\ {SERVE}",
+        rf"{WE}\ (?:do\ not|don't)\ (?:have\ the\ (?:ability|capability|capacity)|want)\ to\ {SERVE}",
         rf"{WE}\ (?:do\ not|don't)\ think\ (?:that\ )?{WE}\ (?:can|should|could)\ {SERVE}",
         rf"{WE}\ (?:choose\ not\ to|have\ no\ (?:intention|wish|desire)\ (?:of|to))\ {SERVE}",
         rf"{WE}(?:'d|\ would)\ (?:much\ )?(?:rather\ not|prefer\ not)",
