@@ -21,13 +21,18 @@ from repe.measuring.fanout import scoped
 from repe.models.blocks import find_stack
 from repe.models.tokens import Text
 from repe.reading.dose import TEXTS, TOKENS
-from repe.reading.gradients import NotDifferentiableError, gradients_of_answers, samples_of_divergence
+from repe.reading.gradients import (
+    RANDOM,
+    NotDifferentiableError,
+    along_random,
+    gradients_of_answers,
+    samples_of_divergence,
+)
 from repe.reading.placing import as_questions, spread
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit
 from repe.steering.scope import Scope
 
-RANDOM = 1000
 ITEMS, DRAWS = 40, 8
 
 
@@ -75,10 +80,8 @@ class Sensitivity:
         )
 
     def along_random(self, site: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(directions,), how far random unit vectors move the mean item, and (directions, samples), what each costs."""
-        drawn = torch.randn(RANDOM, self.samples.shape[2], generator=generator)
-        drawn /= drawn.norm(dim=1, keepdim=True)
-        return drawn @ self.gradients[:, site].mean(0), drawn @ self.samples[:, site].T
+        """How far random unit vectors move the mean item, and what each costs."""
+        return along_random(self.gradients[:, site].mean(0), self.samples[:, site], generator)
 
 
 @dataclass(frozen=True, eq=False)

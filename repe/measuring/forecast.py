@@ -35,12 +35,11 @@ from repe.reading.dose import TEXTS
 from repe.reading.extract import read_poles
 from repe.reading.gradients import NotDifferentiableError, fisher, slopes
 from repe.reading.placing import spread
-from repe.reading.vector import DIVERGENCE, ConceptVector
+from repe.reading.vector import DIVERGENCE, UNUSUAL, ConceptVector
 from repe.steering.edit import Edit
 from repe.steering.scope import Scope
 
 READERS = ("mean", "pca", "probe")
-UNUSUAL = 0.95
 SMALL = 0.02  # of the norm: a push that is measured where no gradient is there
 
 Weighed = tuple[Tensor, Tensor]

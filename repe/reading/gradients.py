@@ -30,6 +30,7 @@ from repe.reading.capture import evaluating
 BATCH_TOKENS = 1024
 MOST_LOGITS = 2**26  # numbers of logits that are held at once
 TOKENS_DRAWN = 16
+RANDOM = 1000
 
 Question = tuple[Sequence[Answer], int]
 """Options behind one prompt, and which of them is the right (or the aligned) one."""
@@ -138,6 +139,19 @@ def fisher(samples: Tensor, directions: Tensor) -> Tensor:
 def efficiency(gradients: Tensor, samples: Tensor, directions: Tensor) -> Tensor:
     """(sites,): the mean slope for a square root of the Fisher information."""
     return slopes(gradients, directions).mean(0) / fisher(samples, directions).sqrt()
+
+
+def along_random(gradient: Tensor, samples: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What random unit vectors do at one site: (directions,), how far each moves the log odds whose gradient this is
+    (d_model), and (directions, samples), what it costs, of samples (samples, d_model)."""
+    drawn = torch.randn(RANDOM, samples.shape[1], generator=generator)
+    drawn /= drawn.norm(dim=1, keepdim=True)
+    return drawn @ gradient, drawn @ samples.T
+
+
+def above_random(efficient: Tensor, moved: Tensor, costs: Tensor) -> Tensor:
+    """(...,): the share of random directions less efficient than these, whichever way they point, of `along_random`."""
+    return (moved.abs() / costs.square().mean(1).sqrt() < efficient.abs()[..., None]).double().mean(-1)
 
 
 # pushes

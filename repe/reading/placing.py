@@ -22,6 +22,8 @@ from repe.reading.dose import dose_of, short_texts
 from repe.reading.gradients import (
     NotDifferentiableError,
     Question,
+    above_random,
+    along_random,
     efficiency,
     fisher,
     gradients_of_answers,
@@ -46,7 +48,8 @@ def placed(
 ) -> ConceptVector:
     """The vector with its doses, and with the most efficient block recommended where the concept has behaviour items.
 
-    Its provenance says by what the block was chosen, and the efficiency of every block.
+    Its provenance says by what the block was chosen, the efficiency of every block, and how many random directions are
+    less efficient.
     """
     questions = questions_of(model, tokenizer, concept)
     return _weighed(model, tokenizer, vector, questions, neutral, blocks_at, progress)
@@ -112,6 +115,7 @@ def _weighed(
         return dose_of(model, sites, plain, vector, None, {"forecast": str(error)}, progress=progress)
     if gradients is not None:
         vector = _moved(vector, efficiency(gradients, samples, vector.write), stack.n_blocks)
+        vector = _compared(vector, gradients.mean(0), samples)
     return dose_of(model, sites, plain, vector, fisher(samples, vector.write), progress=progress)
 
 
@@ -149,3 +153,13 @@ def _moved(vector: ConceptVector, efficiency: Tensor, depth: int) -> ConceptVect
     equal = usable >= usable.max() - EQUALLY_EFFICIENT * usable.max().abs()
     best = vector.blocks[int(vector.separation.masked_fill(~equal, -torch.inf).argmax())]
     return replace(vector, recommended=(best,), provenance={**vector.provenance, **told})
+
+
+def _compared(vector: ConceptVector, gradient: Tensor, samples: Tensor) -> ConceptVector:
+    """The vector that knows how many random directions are less efficient where it is recommended."""
+    if vector.provenance.get("chosen_by") != "writing":
+        return vector
+    row, generator = vector.row(vector.recommended[0]), torch.Generator().manual_seed(0)
+    moved, costs = along_random(gradient[row], samples[:, row], generator)
+    own = torch.tensor(vector.provenance["efficiency"][row])
+    return replace(vector, provenance={**vector.provenance, "above_random": float(above_random(own, moved, costs))})

@@ -43,6 +43,7 @@ TOLD = ("made", "reader", "pairs", "held_out_pairs", "model")  # of the provenan
 ROWS = 12  # shown in a notebook, at most, besides the recommended
 IDENTITY = ("model", "fingerprint")  # what provenance says of the model, whatever is made of the vector
 FORMAT = "repe.vector/1"
+UNUSUAL = 0.95  # of random directions are less efficient than one that is said to be written
 DIVERGENCE = 0.1
 """Nats a token that plain text diverges by at a length of one dose."""
 
@@ -226,6 +227,13 @@ class ConceptVector:
             provenance=_made("random", [like], seed=seed, like=like.concept),
         )
 
+    @property
+    def is_written(self) -> bool | None:
+        """Whether it moves the concept's behaviour items further than 95% of random directions that cost as much; None
+        where there are none, and where the vector is of another making."""
+        place = self.provenance.get("above_random")
+        return None if place is None else bool(place >= UNUSUAL)
+
     def cosine(self, other: ConceptVector) -> Tensor:
         """(blocks,), the cosine of the two write directions at every block."""
         self.check_alike(other)
@@ -261,7 +269,10 @@ class ConceptVector:
             for b in self.recommended
         )
         where = "" if self.site == "block" else f", site {self.site}"
-        return f"ConceptVector({self.concept!r}, {len(self.blocks)} blocks x {self.d_model}{where}; best at {best})"
+        told = "; read, not written" if self.is_written is False else ""
+        return (
+            f"ConceptVector({self.concept!r}, {len(self.blocks)} blocks x {self.d_model}{where}; best at {best}{told})"
+        )
 
     def plot(self, ax: Any = None) -> Any:
         """Draws the held-out accuracy of every block on matplotlib axes, and returns them; see `repe.plot.profile`."""

@@ -5,6 +5,7 @@ Names become vectors here and nowhere deeper.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -13,11 +14,16 @@ from torch import Tensor, nn
 from repe import ops
 from repe.models.blocks import find_stack, is_encoder_decoder
 from repe.reading.store import resolve, warn_if_foreign
-from repe.reading.vector import ConceptVector
+from repe.reading.vector import UNUSUAL, ConceptVector
 from repe.steering.edit import Concepts, Edit, EditOptions, spells_options
 from repe.steering.gate import Gate
 from repe.steering.handle import Steering
 from repe.steering.scope import Alpha
+
+
+class NotWrittenWarning(UserWarning):
+    """Steering along a vector moves its concept's behaviour no further than steering along many random ones does."""
+
 
 Steered = str | Sequence[str | ConceptVector] | Concepts | Edit
 """What is steered along: a concept's name, a vector, several of them, bare constants, or a whole edit."""
@@ -66,6 +72,7 @@ def steer(
         stack: "decoder" or "encoder"; the vector's own by default.
 
     Warns:
+        NotWrittenWarning: with scope "all", the concept's behaviour items move no further than along random directions.
         StrengthWarning: the strength is expected to cost less than 0.0005 nats a token, or more than 0.5.
 
     Returns:
@@ -90,11 +97,27 @@ def steer(
     for vector in (*edit.vectors, *([edit.gate.vector] if isinstance(edit.gate, Gate) else [])):
         warn_if_foreign(model, vector)
     handle.prompt_length, handle.alpha = prompt_length, alpha
+    if handle._largest:
+        _warn_if_only_read(edit)
     handle._is_weighed = False
     handle._weigh(handle._largest)
     runs_before_generation = edit.stack == "encoder" and is_encoder_decoder(model)
     handle._attach(watch_generate=not runs_before_generation)
     return handle
+
+
+def _warn_if_only_read(edit: Edit) -> None:
+    """Warns of vectors that move their concept's behaviour no further than random directions; that is known of adding
+    them everywhere."""
+    for vector in edit.vectors if edit.kind == "add" and edit.scope == "all" else ():
+        if vector.is_written is False:
+            warnings.warn(
+                f"{vector.concept!r} is read in this model, not written: its behaviour items move further than along "
+                f"{vector.provenance['above_random']:.0%} of random directions that cost as much, not {UNUSUAL:.0%}. "
+                "`repe.forecast` tells of other blocks, readers and scopes",
+                NotWrittenWarning,
+                stacklevel=3,
+            )
 
 
 def edit_of(

@@ -16,7 +16,7 @@ from repe.measuring.sweep import sweep
 from repe.measuring.tasks import items_of, texts_of
 from repe.reading.dose import TEXTS
 from repe.reading.extract import _cosine_to_all, balanced, read_poles
-from repe.reading.placing import spread
+from repe.reading.placing import placed, spread
 from tests import oracles, zoo
 from tests.test_display import Page
 
@@ -184,3 +184,13 @@ def test_a_model_without_a_gradient_is_steered_along_instead_and_comes_out_alike
     assert measured.is_written
     assert measured.best[0] == "own"
     measured.plot()
+
+
+def test_a_vector_knows_how_many_random_directions_are_less_efficient(loaded_testbed: Any) -> None:
+    vector = repe.extract(*loaded_testbed, "honesty")
+    block = vector.recommended[0]
+    found = repe.forecast(*loaded_testbed, vector, items=16, draws=4)
+    assert vector.provenance["above_random"] == pytest.approx(found.place[0, vector.row(block)], abs=0.02)
+    assert vector.is_written
+    turned = placed(*loaded_testbed, repe.ConceptVector.random(vector, 1), "honesty")
+    assert turned.provenance["above_random"] < 1

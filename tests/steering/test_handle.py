@@ -27,6 +27,7 @@ from repe.models.blocks import find_stack
 from repe.models.tracking import CallTracker, prompts_end
 from repe.reading.vector import ConceptVector
 from repe.steering.handle import StrengthWarning
+from repe.steering.steer import NotWrittenWarning
 from tests import oracles, zoo
 from tests.oracles import BLOCK
 
@@ -1031,3 +1032,27 @@ def test_a_generate_of_the_users_own_is_kept(model: Any, vector: ConceptVector) 
     with pytest.warns(UserWarning, match="edited nothing"), repe.steer(model, vector, 1.0):
         assert model.generate(torch.tensor([[9]])) == "mine"
     assert model.generate is mine
+
+
+@pytest.mark.parametrize(
+    ("place", "how", "is_told"),
+    [
+        (0.5, {}, True),
+        (0.95, {}, False),
+        (None, {}, False),
+        (0.5, {"scope": "prompt"}, False),
+        (0.5, {"alpha": 0.0}, False),
+    ],
+)
+def test_a_concept_that_is_read_and_not_written_is_warned_of_when_it_is_steered(
+    model: Any, vector: ConceptVector, place: float | None, how: dict, is_told: bool
+) -> None:
+    known = replace(vector, provenance={} if place is None else {"above_random": place})
+    assert known.is_written is (None if place is None else place >= 0.95)
+    assert ("read, not written" in repr(known)) is (known.is_written is False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        repe.steer(model, known, **{"alpha": 1.0, **how})._take_off()
+    told = [warning for warning in caught if issubclass(warning.category, NotWrittenWarning)]
+    assert len(told) == is_told
+    assert all("further than along 50% of random directions" in str(w.message) and w.filename == __file__ for w in told)
