@@ -42,7 +42,7 @@ check: $(READY)
 curves: $(READY)
 	$(BIN)/python -m repe.testbed.curves
 
-# what is claimed about real models, on SmolLM2: TIME on two cores; a run that was broken off goes on
+# what is claimed about real models, on SmolLM2: an hour or two on two cores; a run that was broken off goes on
 real: $(READY)
 	$(BIN)/python -m repe.real
 

@@ -26,7 +26,7 @@ from repe.testbed import FOLDER
 
 REAL, REAL_CONCEPT = "smollm2", "happiness"
 REAL_ALPHAS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
-REAL_ITEMS, REAL_CONTROLS = 34, 2
+REAL_ITEMS, REAL_CONTROLS = 34, 1
 REQUESTS = (
     "Tell me how your day was.",
     "Describe the weather this morning.",

@@ -79,10 +79,6 @@ class Sensitivity:
             samples_of_divergence(model, sites, cut, draws=draws, seed=seed, edited=edited, progress=progress),
         )
 
-    def along_random(self, site: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """How far random unit vectors move the mean item, and what each costs."""
-        return along_random(self.gradients[:, site].mean(0), self.samples[:, site], generator)
-
 
 @dataclass(frozen=True, eq=False)
 class Chance:
@@ -133,9 +129,9 @@ def chance_of(
         return torch.einsum("nsd,sd->n", found.samples, pushed).square().mean().sqrt()
 
     generator, (concept,) = torch.Generator().manual_seed(0), edit.vectors
-    moved, costs = torch.zeros(RANDOM), torch.zeros(RANDOM, len(found.samples))
+    gradient, moved, costs = found.gradients.mean(0), torch.zeros(RANDOM), torch.zeros(RANDOM, len(found.samples))
     for site, length in enumerate(lengths.values()):
-        here, spent = found.along_random(site, generator)
+        here, spent = along_random(gradient[site], found.samples[:, site], generator)
         moved, costs = moved + length * here, costs + length * spent
     own = root(concept)
     slopes, ratios = moved * own / costs.square().mean(1).sqrt(), [float(own / root(vector)) for vector in vectors]

@@ -33,7 +33,7 @@ from repe.models.logits import check_causal
 from repe.models.tokens import Text
 from repe.reading.dose import TEXTS
 from repe.reading.extract import read_poles
-from repe.reading.gradients import NotDifferentiableError, fisher, slopes
+from repe.reading.gradients import NotDifferentiableError, efficiency_of_random, fisher, slopes
 from repe.reading.placing import spread
 from repe.reading.vector import DIVERGENCE, UNUSUAL, ConceptVector
 from repe.steering.edit import Edit
@@ -164,7 +164,8 @@ def forecast(
         blocks: at which to fit, where pairs are given.
         scope: the tokens that would be edited, as in `repe.steer`.
         items: how many behaviour items, at most, evenly spread.
-        draws: samples a text of what the cost is made of: a dose is known to a share of 1 / sqrt(2 * texts * draws).
+        draws: samples a text of what the cost is made of: a dose is known to a share of
+            1 / sqrt(2 * texts * draws) at best, and less well where texts differ.
         seed: of the samples and of the random directions.
         blocks_at: the dotted path of the list of blocks, where it cannot be found.
         progress: show progress bars; None: where a terminal or a notebook shows them.
@@ -286,7 +287,8 @@ def _forecast(
 
 
 def _random(found: Sensitivity, seed: int) -> Tensor:
-    """(random directions, blocks): how efficient directions are that are drawn evenly from the sphere."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = (found.along_random(site, generator) for site in range(found.samples.shape[1]))
-    return torch.stack([moved.abs() / costs.square().mean(1).sqrt() for moved, costs in drawn], dim=1).double()
+    """(random directions, blocks): how efficient they are."""
+    generator, gradient = torch.Generator().manual_seed(seed), found.gradients.mean(0)
+    sites = range(found.samples.shape[1])
+    drawn = [efficiency_of_random(gradient[site], found.samples[:, site], generator) for site in sites]
+    return torch.stack(drawn, dim=1).double()

@@ -22,9 +22,8 @@ from repe.reading.dose import dose_of, short_texts
 from repe.reading.gradients import (
     NotDifferentiableError,
     Question,
-    above_random,
-    along_random,
     efficiency,
+    efficiency_of_random,
     fisher,
     gradients_of_answers,
     samples_of_divergence,
@@ -49,7 +48,7 @@ def placed(
     """The vector with its doses, and with the most efficient block recommended where the concept has behaviour items.
 
     Its provenance says by what the block was chosen, the efficiency of every block, and how many random directions are
-    less efficient.
+    less efficient there.
     """
     questions = questions_of(model, tokenizer, concept)
     return _weighed(model, tokenizer, vector, questions, neutral, blocks_at, progress)
@@ -114,8 +113,9 @@ def _weighed(
         )
         return dose_of(model, sites, plain, vector, None, {"forecast": str(error)}, progress=progress)
     if gradients is not None:
-        vector = _moved(vector, efficiency(gradients, samples, vector.write), stack.n_blocks)
-        vector = _compared(vector, gradients.mean(0), samples)
+        efficient = efficiency(gradients, samples, vector.write)
+        vector = _moved(vector, efficient, stack.n_blocks)
+        vector = _compared(vector, efficient, gradients.mean(0), samples)
     return dose_of(model, sites, plain, vector, fisher(samples, vector.write), progress=progress)
 
 
@@ -155,11 +155,11 @@ def _moved(vector: ConceptVector, efficiency: Tensor, depth: int) -> ConceptVect
     return replace(vector, recommended=(best,), provenance={**vector.provenance, **told})
 
 
-def _compared(vector: ConceptVector, gradient: Tensor, samples: Tensor) -> ConceptVector:
-    """The vector that knows how many random directions are less efficient where it is recommended."""
-    if vector.provenance.get("chosen_by") != "writing":
-        return vector
-    row, generator = vector.row(vector.recommended[0]), torch.Generator().manual_seed(0)
-    moved, costs = along_random(gradient[row], samples[:, row], generator)
-    own = torch.tensor(vector.provenance["efficiency"][row])
-    return replace(vector, provenance={**vector.provenance, "above_random": float(above_random(own, moved, costs))})
+def _compared(vector: ConceptVector, efficient: Tensor, gradient: Tensor, samples: Tensor) -> ConceptVector:
+    """The vector that knows, for every block, how many random directions are less efficient than it is forwards."""
+    generator = torch.Generator().manual_seed(0)
+    above = {}
+    for row, block in enumerate(vector.blocks):
+        random = efficiency_of_random(gradient[row], samples[:, row], generator)
+        above[str(block)] = round(float((random < efficient[row]).double().mean()), 3)
+    return replace(vector, provenance={**vector.provenance, "above_random": above})

@@ -229,10 +229,17 @@ class ConceptVector:
 
     @property
     def is_written(self) -> bool | None:
-        """Whether it moves the concept's behaviour items further than 95% of random directions that cost as much; None
-        where there are none, and where the vector is of another making."""
-        place = self.provenance.get("above_random")
-        return None if place is None else bool(place >= UNUSUAL)
+        """Whether adding it at the recommended block moves the concept's behaviour items its way, and further than 95% of
+        random directions that cost as much; None where that is not known."""
+        known = self.above_random(self.recommended[0])
+        return None if known is None else known >= UNUSUAL
+
+    def above_random(self, block: int) -> float | None:
+        """The share of random directions that are less efficient at a block than it is, None where it is not known.
+
+        It is known of a vector that was extracted where its concept has behaviour items, for adding it everywhere.
+        """
+        return self.provenance.get("above_random", {}).get(str(block))
 
     def cosine(self, other: ConceptVector) -> Tensor:
         """(blocks,), the cosine of the two write directions at every block."""

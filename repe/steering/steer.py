@@ -98,7 +98,7 @@ def steer(
         warn_if_foreign(model, vector)
     handle.prompt_length, handle.alpha = prompt_length, alpha
     if handle._largest:
-        _warn_if_only_read(edit)
+        _warn_if_only_read(edit, handle.blocks)
     handle._is_weighed = False
     handle._weigh(handle._largest)
     runs_before_generation = edit.stack == "encoder" and is_encoder_decoder(model)
@@ -106,18 +106,24 @@ def steer(
     return handle
 
 
-def _warn_if_only_read(edit: Edit) -> None:
-    """Warns of vectors that move their concept's behaviour no further than random directions; that is known of adding
-    them everywhere."""
-    for vector in edit.vectors if edit.kind == "add" and edit.scope == "all" else ():
-        if vector.is_written is False:
-            warnings.warn(
-                f"{vector.concept!r} is read in this model, not written: its behaviour items move further than along "
-                f"{vector.provenance['above_random']:.0%} of random directions that cost as much, not {UNUSUAL:.0%}. "
-                "`repe.forecast` tells of other blocks, readers and scopes",
-                NotWrittenWarning,
-                stacklevel=3,
-            )
+def _warn_if_only_read(edit: Edit, blocks: Sequence[int]) -> None:
+    """Warns of a vector that moves its concept's behaviour no further than random directions do.
+
+    That is known of a vector that is added everywhere, at one block of its own site.
+    """
+    is_alike = edit.kind == "add" and edit.scope == "all" and edit.gate is None and not edit.keep_norm
+    if not is_alike or len(blocks) != 1 or len(edit.vectors) != 1:
+        return
+    (vector,), (block,) = edit.vectors, blocks
+    above = vector.above_random(block) if edit.site == vector.site else None
+    if above is not None and above < UNUSUAL:
+        warnings.warn(
+            f"{vector.concept!r} is read in this model at block {block}, not written: its behaviour items move further "
+            f"than along {above:.0%} of random directions that cost as much, not {UNUSUAL:.0%}. `repe.forecast` tells "
+            "of other blocks, readers and scopes",
+            NotWrittenWarning,
+            stacklevel=3,
+        )
 
 
 def edit_of(

@@ -190,7 +190,11 @@ def test_a_vector_knows_how_many_random_directions_are_less_efficient(loaded_tes
     vector = repe.extract(*loaded_testbed, "honesty")
     block = vector.recommended[0]
     found = repe.forecast(*loaded_testbed, vector, items=16, draws=4)
-    assert vector.provenance["above_random"] == pytest.approx(found.place[0, vector.row(block)], abs=0.02)
+    assert vector.above_random(block) == pytest.approx(found.place[0, vector.row(block)], abs=0.03)
     assert vector.is_written
-    turned = placed(*loaded_testbed, repe.ConceptVector.random(vector, 1), "honesty")
-    assert turned.provenance["above_random"] < 1
+    backwards = vector.blocks[int(np.argmin(found.efficiency[0]))]
+    assert vector.at(backwards).is_written is False
+    turned = placed(*loaded_testbed, (-vector).at(block), "honesty")
+    assert turned.above_random(block) == 0
+    assert turned.is_written is False
+    assert repe.ConceptVector.random(vector, 0).is_written is None

@@ -1042,12 +1042,14 @@ def test_a_generate_of_the_users_own_is_kept(model: Any, vector: ConceptVector) 
         (None, {}, False),
         (0.5, {"scope": "prompt"}, False),
         (0.5, {"alpha": 0.0}, False),
+        (0.5, {"blocks": "all"}, False),
+        (0.5, {"keep_norm": True}, False),
     ],
 )
 def test_a_concept_that_is_read_and_not_written_is_warned_of_when_it_is_steered(
     model: Any, vector: ConceptVector, place: float | None, how: dict, is_told: bool
 ) -> None:
-    known = replace(vector, provenance={} if place is None else {"above_random": place})
+    known = replace(vector, provenance={} if place is None else {"above_random": {str(vector.recommended[0]): place}})
     assert known.is_written is (None if place is None else place >= 0.95)
     assert ("read, not written" in repr(known)) is (known.is_written is False)
     with warnings.catch_warnings(record=True) as caught:
