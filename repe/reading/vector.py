@@ -229,8 +229,8 @@ class ConceptVector:
 
     @property
     def is_written(self) -> bool | None:
-        """Whether adding it at the recommended block moves the concept's behaviour items its way, and further than 95% of
-        random directions that cost as much; None where that is not known."""
+        """Whether adding it at the recommended block moves behaviour items its way, and further than 95% of random
+        directions that cost as much; None where that is not known."""
         known = self.above_random(self.recommended[0])
         return None if known is None else known >= UNUSUAL
 
