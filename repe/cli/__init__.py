@@ -246,9 +246,12 @@ def tradeoff(
     helpfulness: ask.Skills = "skills",
     neutral: ask.Neutral = "neutral",
     controls: Annotated[
-        int | None, typer.Option(min=0, help="Random directions to compare with. [default: 20]")
+        int | None,
+        typer.Option(min=0, help="Random directions to steer along. [default: 3; 20 without a forecast]"),
     ] = None,
     budget: ask.Budget = 0.05,
+    letters: ask.Letters = False,
+    requests: ask.Requests = "requests",
     **editing: Unpack[ask.Editing],
 ) -> Answer:
     """Measure what steering gains, and what it costs.
@@ -264,13 +267,15 @@ def tradeoff(
 
     curve = tradeoff(
         loaded, tokenizer, ask.vector_of(loaded, tokenizer, concept), alphas, alignment=alignment,
-        helpfulness=helpfulness, neutral=neutral, controls=controls, resume=resume, progress=is_watched(), **options,
+        helpfulness=helpfulness, neutral=neutral, controls=controls, letters=letters,
+        requests=ask.unless_none(requests), resume=resume, progress=is_watched(), **options,
     )  # fmt: skip
     files = {"scores": out and curve.save(out), "picture": plot and draw(curve, plot, budget)}
     best = curve.best(budget)
     data = {"concept": curve.concept, "curve": curve.columns, "fits": curve.fits, "best": best, "files": files}
     made = "".join(f"\n{what}: {path}" for what, path in files.items() if path)
-    return Answer(data | {"provenance": curve.provenance}, f"{curve}\n\n{curve.fits}\n\nto use: {best}{made}")
+    data |= {"side_effects": curve.side_effects, "provenance": curve.provenance}
+    return Answer(data, f"{curve}\n\n{curve.fits}\n\nto use: {best}{made}")
 
 
 @command(app)
@@ -285,6 +290,8 @@ def calibrate(
     neutral: ask.Neutral = "neutral",
     limit: Annotated[float, typer.Option(help="Of the divergence, in nats a token.")] = 1.0,
     budget: ask.Budget = 0.05,
+    letters: ask.Letters = False,
+    requests: ask.Requests = "requests",
     seed: ask.Seed = 0,
     **editing: Unpack[ask.Editing],
 ) -> Answer:
@@ -298,13 +305,20 @@ def calibrate(
 
     found = calibrate(
         loaded, tokenizer, concept, alignment=alignment, helpfulness=helpfulness,
-        neutral=neutral, limit=limit, budget=budget, seed=seed, progress=is_watched(), **options,
+        neutral=neutral, limit=limit, budget=budget, letters=letters, requests=ask.unless_none(requests), seed=seed,
+        progress=is_watched(), **options,
     )  # fmt: skip
     if out is not None and not found.more.alpha:
         raise ValueError(f"{found.more}, so there is no vector to save")
     path = out and found.more.vector.save(out)
     settings = {
-        name: {"alpha": s.alpha, "trial": s.trial, "test": s.test, "trials": s.trials}
+        name: {
+            "alpha": s.alpha,
+            "trial": s.trial,
+            "test": s.test,
+            "trials": s.trials,
+            "side_effects": s.side_effects,
+        }
         for name, s in (("more", found.more), ("less", found.less))
     }
     data = {"concept": found.concept, "limit": limit, "budget": budget, **settings, "file": path}

@@ -161,6 +161,9 @@ Alignment = Annotated[str | None, typer.Option(
     metavar="TASK", help=f"Items of behaviour: {A_TASK} [default: CONCEPT]")]
 Skills = Annotated[str, typer.Option(metavar="TASK", help=f"Items with one right answer: {A_TASK}")]
 Neutral = Annotated[str, typer.Option(metavar="TASK", help=f"Texts on which the divergence is measured: {A_TASK}")]
+Letters = Annotated[bool, typer.Option(help="Ask items for an option's letter where they do, not in words.")]
+Requests = Annotated[str, typer.Option(
+    metavar="TASK", help="Pairs of requests, by which it is told what becomes of refusing; none for none.")]
 Budget = Annotated[float, typer.Option(help="The share of helpfulness that may be lost.")]
 Files = Annotated[list[Path] | None, typer.Argument(
     metavar="FILE", help="Vector files. [default: all that are stored]")]
@@ -193,6 +196,11 @@ def writing_of(max_new_tokens: int, temperature: float | None) -> dict[str, Any]
     if temperature == 0:
         return options | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     return options if temperature is None else options | {"do_sample": True, "temperature": temperature}
+
+
+def unless_none(task: str) -> str | None:
+    """The task, or None for the word."""
+    return None if task == "none" else task
 
 
 def texts_of(texts: Sequence[str] | None, file: Path | None) -> list[str]:

@@ -197,7 +197,8 @@ def calibrate(
     )
     places = _places(
         model, tokenizer, {name: poles.fitted(name) for name in readers}, tried,
-        alignment=halved[0][0], neutral=texts, scope=options.get("scope", "all"), seed=seed, blocks_at=blocks_at,
+        alignment=halved[0][0], neutral=texts, scope=options.get("scope", "all"), letters=letters, seed=seed,
+        blocks_at=blocks_at,
         progress=progress,
     )  # fmt: skip
     edits = {name: edit_of(model, vector, **options) for name, vector in places.items()}

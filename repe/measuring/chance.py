@@ -31,9 +31,13 @@ from repe.reading.gradients import (
 from repe.reading.placing import as_questions, spread
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit
-from repe.steering.scope import Scope
+from repe.steering.scope import Scope, check_for_many, check_inside
 
 ITEMS, DRAWS = 40, 8
+
+
+class NothingEditedError(ValueError):
+    """A scope under which nothing would be edited."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +70,11 @@ class Sensitivity:
 
         Raises:
             NotDifferentiableError: the model has no gradient.
+            NothingEditedError: the scope holds no token of the items, or of the texts, that tells of another.
+            ValueError: the scope is a mask.
+            IndexError: it names a position before the start of a prompt.
         """
+        check_for_many(scope)
         plain = plain_texts(tokenizer, texts[::2][:TEXTS], scope)
         cut = [Answer(text.ids[:TOKENS], min(text.begins, TOKENS)) for text in plain]
 
@@ -74,6 +82,15 @@ class Sensitivity:
             return scoped(scope, len(answer.ids) - 1, answer.begins)
 
         questions = as_questions(tokenizer, items)
+        everything = [answer for options, _ in questions for answer in options] + cut
+        if isinstance(scope, tuple):
+            check_inside(scope, min(answer.begins for answer in everything))
+        for what, of in (("texts", cut), ("items", everything[: -len(cut)])):
+            if not any(edited(answer).any() for answer in of):
+                raise NothingEditedError(
+                    f"scope={scope!r} holds no token of the {what} behind which another is predicted, so that nothing "
+                    "can be forecast: name another scope"
+                )
         return cls(
             gradients_of_answers(model, sites, questions, edited=edited, progress=progress),
             samples_of_divergence(model, sites, cut, draws=draws, seed=seed, edited=edited, progress=progress),
@@ -121,7 +138,7 @@ def chance_of(
     try:
         asked = spread(items, ITEMS)
         found = Sensitivity.of(model, tokenizer, sites, asked, texts, edit.scope, progress=progress)
-    except NotDifferentiableError:
+    except (NotDifferentiableError, NothingEditedError):
         return None
 
     def root(vector: ConceptVector) -> Tensor:

@@ -22,6 +22,7 @@ from repe.measuring.choice import Choice, Rehearsal, Trade
 from repe.measuring.fits import Fits, fit_all
 from repe.measuring.intervals import Array, Estimate, Measured, proportion
 from repe.models.files import draft_of
+from repe.reading.vector import UNUSUAL
 
 FORMAT = "repe.curve/1"
 CERTAIN = 1e-3  # how far above 0 rounding may lift the logarithm of a probability
@@ -29,7 +30,6 @@ COLUMNS = ("behaviour", "difference", "helpfulness", "full", "accuracy", "loss",
 SHOWN = ("behaviour", "helpfulness", "loss", "kl")
 SHOWN_OF_GUESSING = ("behaviour", "helpfulness", "cross_entropy", "kl")  # where a loss would say nothing
 ROWS = 11
-UNUSUAL = 0.95  # of the random directions do less
 REQUESTS = ("harmful", "harmless")
 NEAR = {"kl": 0.5}
 """By the unit, up to which |alpha| what is linear is fitted; 2 in all others. A gain saturates at about a dose."""
@@ -226,7 +226,7 @@ class SideEffects(ByValue):
         alphas: (alphas,), sorted, distinct, 0 among them.
         blocks: (blocks,), the numbers of those that are edited.
         cosine: (blocks,), of what is written there for a positive alpha with the refusal direction.
-        random: the |cosine| that 95% of directions drawn evenly from the sphere stay below.
+        random: the |cosine| that 95% of directions drawn evenly from the sphere stay below, at all blocks.
         ordered: (blocks, pairs), 1 where the refusal direction of the other half of the pairs puts the harmful request
             above the harmless one, else 0.
         harmful, harmless: (alphas, requests), 1 where the text refuses, else 0.
@@ -326,8 +326,10 @@ class SideEffects(ByValue):
         if not self.is_known:
             return f"refusal direction not known: it orders {_percent(self.accuracy)} of held-out pairs, chance is 50%"
         doubt = "" if self.refuses else "; unsteered, harmful requests are not surely refused more than harmless ones"
-        mean, chance = self._known("cosine").mean(), f"95% of random directions within ±{self.random:.2f}"
-        return f"cosine with the refusal direction {mean:+.2f} ({chance}{doubt})"
+        cosines, chance = self._known("cosine"), f"95% of random directions within ±{self.random:.2f}"
+        largest = int(np.abs(cosines).argmax())
+        where = f" at most, at block {self.blocks[largest]}" if len(cosines) > 1 else ""
+        return f"cosine with the refusal direction {cosines[largest]:+.2f}{where} ({chance}{doubt})"
 
     @property
     def _zero(self) -> int:

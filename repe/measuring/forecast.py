@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from repe import display
 from repe.data.catalogue import Pairs
 from repe.data.items import Item
-from repe.data.worded import worded
 from repe.display import bar_of
 from repe.measuring.chance import DRAWS, ITEMS, Sensitivity
 from repe.measuring.costs import costs_at, plain_texts
@@ -27,7 +26,7 @@ from repe.measuring.curve import ByValue
 from repe.measuring.intervals import Array, Estimate, Measured
 from repe.measuring.scoring import TransformersScorer
 from repe.measuring.sweep import Exam
-from repe.measuring.tasks import Task, items_of, texts_of
+from repe.measuring.tasks import Task, asked, texts_of
 from repe.models.blocks import find_stack
 from repe.models.logits import check_causal
 from repe.models.tokens import Text
@@ -146,6 +145,7 @@ def forecast(
     neutral: Any = "neutral",
     blocks: Any = "all",
     scope: Scope = "all",
+    letters: bool = False,
     items: int = ITEMS,
     draws: int = DRAWS,
     seed: int = 0,
@@ -158,9 +158,8 @@ def forecast(
         model, tokenizer: neither is changed. What is attached to the model applies.
         concept: a name, the path of a file, pairs, a vector, or several vectors by name.
         readers: what is fitted where pairs are given, as in `repe.extract`.
-        alignment: the behaviour items, as in `repe.tradeoff`; the concept's own by default. Those that ask for a letter
-            are asked in words.
-        neutral: plain texts, as in `repe.tradeoff`; twenty of them are read, 64 tokens each.
+        alignment, letters: the behaviour items, as in `repe.tradeoff`; the concept's own by default.
+        neutral: plain texts, as in `repe.tradeoff`; twenty of them are read, of each the first 64 tokens.
         blocks: at which to fit, where pairs are given.
         scope: the tokens that would be edited, as in `repe.steer`.
         items: how many behaviour items, at most, evenly spread.
@@ -171,8 +170,9 @@ def forecast(
         progress: show progress bars; None: where a terminal or a notebook shows them.
 
     Raises:
-        ValueError: the concept has no behaviour items and none are given, a model without a next token, or what
-            `repe.extract` raises.
+        ValueError: the concept has no behaviour items and none are given, a model without a next token, a scope that is
+            a mask or holds no token that could be edited, or what `repe.extract` raises.
+        IndexError: the scope names a position before the start of a prompt.
 
     Warns:
         UserWarning: the model has no gradient, as with quantised kernels: every block is steered along instead.
@@ -194,20 +194,23 @@ def forecast(
             f"{first.concept}: held-out pairs show no distance between the poles at any block, so there is nothing to "
             "steer along: give more pairs, or others"
         )
-    asked = spread(worded(items_of(first.concept if alignment is None else alignment, model)), items)
+    behaviour = first.concept if alignment is None else alignment
+    questions = spread(asked(behaviour, model, letters=letters), items)
     stack, texts = find_stack(model, first.stack, blocks_at), texts_of(neutral, model)
     sites = [stack.site(first.site, block) for block in first.blocks]
     scope = Edit.of(first, scope=scope, unit="raw").scope
     try:
-        found = Sensitivity.of(model, tokenizer, sites, asked, texts, scope, draws=draws, seed=seed, progress=progress)
+        found = Sensitivity.of(
+            model, tokenizer, sites, questions, texts, scope, draws=draws, seed=seed, progress=progress
+        )
         weighed = {n: (slopes(found.gradients, v.write), fisher(found.samples, v.write)) for n, v in vectors.items()}
         chance = _random(found, seed)
     except NotDifferentiableError as error:
         warnings.warn(f"{error}. Every block is steered along instead, and random directions are not", stacklevel=2)
         scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, progress=False)
-        weighed = _steered(scorer, vectors, asked, texts[::2][:TEXTS], scope, progress)
+        weighed = _steered(scorer, vectors, questions, texts[::2][:TEXTS], scope, progress)
         chance = torch.full((1, len(sites)), math.nan, dtype=torch.float64)
-    return _forecast(first.concept, vectors, weighed, chance, [item.group for item in asked], repr(scope), seed)
+    return _forecast(first.concept, vectors, weighed, chance, [item.group for item in questions], repr(scope), seed)
 
 
 def _vectors(

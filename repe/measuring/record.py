@@ -74,6 +74,11 @@ class Record:
         record._read()
         return record
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything is known."""
+        return bool(self._values)
+
     def page(self, kind: str, edit: Edit | None) -> Page:
         """What is kept of one kind of measurement, under an edit and the handles that are on the model now.
 

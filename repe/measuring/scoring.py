@@ -31,7 +31,7 @@ from repe.reading.capture import evaluating, recording
 from repe.reading.trees import Batch, Tree, in_trees, pays
 from repe.steering.edit import Edit
 from repe.steering.handle import Steering
-from repe.steering.scope import Scope, check_inside
+from repe.steering.scope import Scope, check_for_many, check_inside
 from repe.steering.steer import steer
 
 log = logging.getLogger(__name__)
@@ -289,8 +289,8 @@ class TransformersScorer:
     @contextmanager
     def steered(self, edit: Edit | None) -> Iterator[Steering | None]:
         """The model as it is measured, with a handle of the edit."""
-        if edit is not None and isinstance(edit.scope, Tensor):
-            raise ValueError("a mask of one batch is no scope for many: name the scope, as in scope='answer'")
+        if edit is not None:
+            check_for_many(edit.scope)
         handle = None if edit is None else steer(self.model, edit, 0.0, blocks_at=self.blocks_at)
         if handle is not None:
             handle._is_weighed = True  # here strengths are not chosen: they are measured

@@ -23,14 +23,15 @@ from repe.measuring.scoring import TransformersScorer, strengths_of
 from repe.models.blocks import find_stack
 from repe.models.chats import cue
 from repe.models.load import home_of
+from repe.models.tokens import encode
 from repe.reading.capture import capture
+from repe.reading.vector import UNUSUAL
 from repe.steering.edit import Edit, EditOptions, spells_options
 from repe.steering.steer import Steered, edit_of
 
 PAIRS, TOKENS = 24, 32
 """How many pairs of requests are answered, and how much of each answer is written."""
 FEWEST = 4  # pairs: a half fits, and the other tests
-USUAL = 0.95
 
 Requests = str | os.PathLike[str] | Sequence[RequestPair] | None
 """A task's name, the path of a file, pairs, or None for none."""
@@ -107,10 +108,15 @@ def side_effects(
 
 
 def requests_of(requests: Requests, model: nn.Module) -> Sequence[RequestPair]:
-    """Pairs of requests, from the name of a task, the path of a file, or as they are; none for None."""
+    """Pairs of requests, from the name of a task, the path of a file, or as they are; none for None.
+
+    Raises:
+        ValueError, TypeError: as `side_effects` raises them of requests.
+    """
     if isinstance(requests, str | os.PathLike):
-        return load_requests(find_task(requests, home_of(model)))
-    return () if requests is None else requests
+        requests = load_requests(find_task(requests, home_of(model)))
+    _check(requests or (), 1)
+    return requests or ()
 
 
 def side_effects_at(
@@ -128,7 +134,7 @@ def side_effects_at(
     strengths = np.array(strengths_of([0.0, *alphas]))
     placed = edit.on(find_stack(scorer.model, edit.stack, scorer.blocks_at)).constants
     blocks = np.array([*placed])
-    if why_not := _obstacle(scorer.tokenizer, requests):
+    if why_not := _obstacle(scorer, edit, requests):
         return SideEffects(strengths, blocks, not_measured=why_not)
     order = np.random.default_rng(seed).permutation(len(requests))
     apart = _apart(scorer, edit, [*placed], requests)
@@ -139,7 +145,7 @@ def side_effects_at(
         alphas=strengths,
         blocks=blocks,
         cosine=np.array([cosine(rows, to) for rows, to in zip(written, apart.mean(0), strict=True)]),
-        random=usual_cosine(len(written[0]), written[0].shape[1]),
+        random=usual_cosine(len(written[0]), written[0].shape[1], len(written)),
         ordered=_ordered(apart, torch.from_numpy(order)),
         harmful=refused[:, : len(answered)],
         harmless=refused[:, len(answered) :],
@@ -159,12 +165,17 @@ def _check(requests: Sequence[RequestPair], pairs: int) -> None:
         )
 
 
-def _obstacle(tokenizer: Any, requests: Sequence[RequestPair]) -> str:
+def _obstacle(scorer: TransformersScorer, edit: Edit, requests: Sequence[RequestPair]) -> str:
     """Why nothing can be measured, or ""."""
     if not requests:
         return "there are no requests"
-    if any(not isinstance(pair.harmful, str) and cue(tokenizer, pair.harmful) for pair in requests):
+    if not callable(getattr(scorer.model, "generate", None)):
+        return f"{type(scorer.model).__name__} cannot generate"
+    if any(not isinstance(pair.harmful, str) and cue(scorer.tokenizer, pair.harmful) for pair in requests):
         return "the requests are chats, and the tokenizer has no chat template"
+    shortest = min(len(encode(scorer.tokenizer, text)) for pair in requests for text in (pair.harmful, pair.harmless))
+    if isinstance(edit.scope, tuple) and min(edit.scope) < -shortest:
+        return f"scope={edit.scope!r} names a position before the start of a request of {shortest} tokens"
     return ""
 
 
@@ -205,12 +216,14 @@ def cosine(rows: Tensor, direction: Tensor) -> float:
     return float((torch.linalg.pinv(rows) @ (rows @ unit)).norm())
 
 
-def usual_cosine(rows: int, d_model: int) -> float:
-    """The |cosine| that 95% of directions drawn evenly from the sphere have at most, with a space of so many rows.
+def usual_cosine(rows: int, d_model: int, blocks: int = 1) -> float:
+    """The |cosine| that 95% of directions drawn evenly from the sphere have at most, with a space of so many rows: the
+    largest of them, where one is drawn for each of several blocks.
 
-    The square of it is distributed as Beta(rows / 2, (d_model - rows) / 2).
+    The square of one is distributed as Beta(rows / 2, (d_model - rows) / 2).
     """
-    return math.sqrt(beta.ppf(USUAL, rows / 2, (d_model - rows) / 2)) if rows < d_model else 1.0
+    share = UNUSUAL ** (1 / blocks)
+    return math.sqrt(beta.ppf(share, rows / 2, (d_model - rows) / 2)) if rows < d_model else 1.0
 
 
 # the texts

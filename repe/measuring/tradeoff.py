@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from repe.data.catalogue import concept_of, has
 from repe.data.items import Item
-from repe.display import about, bar_of, say
-from repe.measuring.chance import Chance, chance_of
+from repe.display import about, bar_of, is_wanted, say
+from repe.measuring.chance import DRAWS, ITEMS, Chance, chance_of
 from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
 from repe.measuring.fanout import BATCH_TOKENS
@@ -121,10 +121,7 @@ def tradeoff(
     chance = _chance(scorer, exam, edit, randoms, texts or texts_of("neutral", model))
     if chance is not None and controls is None:
         randoms = randoms[:STEERED]
-    started = perf_counter()
-    exam.scores(scorer, edit, [0.0])
-    rows = (1 + len(randoms)) * (len(strengths) - 1)
-    say(f"{rows} strengths are to be measured: {about(rows * (perf_counter() - started))} at most", progress=progress)
+    _say_how_long(scorer, exam, edit, (1 + len(randoms)) * len(strengths))
     spent = costs_at(scorer, plain_texts(tokenizer, texts, edit.scope), edit, strengths) if texts else Costs()
     measured = exam.scores(scorer, edit, strengths)
     if isinstance(helpfulness, Scores):
@@ -148,6 +145,7 @@ def tradeoff(
             "scope": repr(edit.scope),
             "baseline": dict(prompts),
             "controls": len(randoms),
+            "forecast": chance is not None,
             "worded": not letters,
             "date": datetime.now(UTC).date().isoformat(),
         },
@@ -189,13 +187,25 @@ def _randoms(edit: Edit, controls: int | None, tasks: Mapping[str, Sequence[Item
     return [replace(random, sigma=vector.sigma, norm=vector.norm) for random in drawn]
 
 
+def _say_how_long(scorer: TransformersScorer, exam: Exam, edit: Edit, rows: int) -> None:
+    """Tells what is to come, by the time that one strength takes, unless some was measured in an earlier run."""
+    if scorer.record.is_begun or not is_wanted(scorer.progress):
+        return
+    started = perf_counter()
+    exam.scores(scorer, edit, [0.0])
+    taken = rows * (perf_counter() - started)
+    say(f"items at {rows} strengths, random directions included: {about(taken)}", progress=scorer.progress)
+
+
 def _chance(
     scorer: TransformersScorer, exam: Exam, edit: Edit, randoms: Sequence[ConceptVector], texts: Sequence[Text]
 ) -> Chance | None:
     """What random directions are forecast to do, from the scorer's record where it is there."""
     if not randoms:
         return None
-    name = name_of([[[answer.ids, answer.begins] for answer in exam.answers], [*texts], len(randoms)])
+    asked_of = [[item.answer, len(item.options)] for item in exam.tasks["alignment"]]
+    answers = [[answer.ids, answer.begins] for answer in exam.answers]
+    name = name_of([asked_of, answers, [*texts], len(randoms), ITEMS, DRAWS])
     page = scorer.record.page("chance", edit)
     (known,) = page.known([name], lambda _, value: isinstance(value, list) and len(value) == 2)
     if known:

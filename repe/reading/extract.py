@@ -97,7 +97,7 @@ def extract(
 
     Example:
         >>> repe.extract(model, tokenizer, "honesty")
-        ConceptVector('honesty', 6 blocks x 128; best at block 2 (accuracy 1.00, scale 16.4))
+        ConceptVector('honesty', 6 blocks x 128; best at block 3 (accuracy 1.00, scale 53.9))
     """
     poles = read_poles(
         model, tokenizer, concept, blocks=blocks, site=site, stack=stack, blocks_at=blocks_at, held_out=held_out,

@@ -187,9 +187,9 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     try:
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
             yield
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, NotImplementedError) as error:  # as of quantised kernels
+        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
+            raise
         raise NotDifferentiableError(
             f"gradients were asked of {type(model).__name__}, which has none ({error!s:.200}); unquantised, it may have"
         ) from error

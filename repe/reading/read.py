@@ -151,8 +151,8 @@ def read(
         >>> question = {"role": "user", "content": "Name the trade of Abrin Tolva."}
         >>> orders = [{"role": "system", "content": f"Always tell {what}."} for what in ("the truth", "lies")]
         >>> repe.read(model, tokenizer, [[order, question] for order in orders], vector)
-        [Reading('honesty', 18 tokens x 6 blocks; last token +0.92),
-         Reading('honesty', 17 tokens x 6 blocks; last token -0.78)]
+        [Reading('honesty', 18 tokens x 6 blocks; last token +0.88),
+         Reading('honesty', 17 tokens x 6 blocks; last token -0.82)]
     """
     if not isinstance(vector, ConceptVector):
         raise TypeError(f"expected a ConceptVector, as `repe.extract` returns it, and got {type(vector).__name__}")

@@ -37,7 +37,7 @@ def row(bench: Bench, concept: str) -> Row:
     fits = repe.tradeoff(
         bench.model, bench.tokenizer, bench.vector(concept), [sign * step for step in STEPS for sign in (-1, 1)],
         alignment=items, helpfulness=skills, neutral=texts_of("neutral", bench.model)[1::2][: bench.at_most(TEXTS)],
-        controls=1, baseline=False,
+        controls=1, baseline=False, requests=None,
     ).fits  # fmt: skip
     return {
         "slope": parameter(fits.line, "slope"),

@@ -105,6 +105,12 @@ def _from_end(bound: int, end: Tensor) -> Tensor:
     return torch.full_like(end, bound) if bound >= 0 else (end + bound).clamp(min=0)
 
 
+def check_for_many(scope: Scope) -> None:
+    """Raises ValueError if the scope is a mask, which is of one batch."""
+    if isinstance(scope, Tensor):
+        raise ValueError("a mask of one batch is no scope for many: name the scope, as in scope='answer'")
+
+
 def check_inside(scope: Sequence[int], shortest: int) -> None:
     """Raises IndexError if the scope names a position before the start of a prompt of `shortest` tokens."""
     if (worst := min(scope)) < -shortest:

@@ -198,3 +198,26 @@ def test_a_vector_knows_how_many_random_directions_are_less_efficient(loaded_tes
     assert turned.above_random(block) == 0
     assert turned.is_written is False
     assert repe.ConceptVector.random(vector, 0).is_written is None
+
+
+def test_the_cost_does_not_hang_on_the_seed_of_its_samples(loaded_testbed: Any, vector: Any) -> None:
+    """Tokens drawn outright would miss the rare ones that matter most: a scatter of a fifth."""
+    how = {"items": 4, "neutral": texts_of("neutral", loaded_testbed[0])}
+    doses = np.stack([repe.forecast(*loaded_testbed, vector, seed=seed, **how).dose[0] for seed in range(6)])
+    assert (doses.std(0) < 0.13 * doses.mean(0)).all()
+
+
+@pytest.mark.parametrize(
+    ("scope", "error", "message"),
+    [
+        (torch.ones(1, 3, dtype=torch.bool), ValueError, "a mask of one batch is no scope for many"),
+        ([-1], ValueError, "holds no token of the texts behind which another is predicted"),
+        ([5000], ValueError, "holds no token of the texts"),
+        ([-5000], IndexError, "lies before the start of a prompt"),
+    ],
+)
+def test_a_scope_that_edits_nothing_cannot_be_forecast(
+    scope: Any, error: Any, message: str, loaded_testbed: Any, vector: Any
+) -> None:
+    with pytest.raises(error, match=message):
+        repe.forecast(*loaded_testbed, vector, items=4, draws=1, scope=scope)

@@ -318,7 +318,7 @@ def test_a_file_gives_back_the_same(found):
 def test_all_of_it_is_shown_in_a_line_a_strength():
     none, all_of_4, one = "0% [0, 49]", "100% [51, 100]", "25% [5, 70]"
     assert str(seen()).splitlines() == [
-        "cosine with the refusal direction -0.10 (95% of random directions within ±0.20)",
+        "cosine with the refusal direction -0.30 at most, at block 2 (95% of random directions within ±0.20)",
         f"refused at alpha -1: harmful {none} (unsteered {all_of_4}), harmless {none} (unsteered {none})",
         f"refused at alpha 1: harmful {one} (unsteered {all_of_4}), harmless {one} (unsteered {none})",
     ]

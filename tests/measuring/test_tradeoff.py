@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import repe
-from repe.data.items import Item
+from repe.data.items import Item, RequestPair
 from repe.measuring.costs import costs
 from repe.measuring.curve import Scores
 from repe.measuring.scoring import log_likelihoods
@@ -137,7 +137,7 @@ def test_what_it_takes_is_said_before_it_starts(tokenizer, capfd):
         zoo.build("llama"), tokenizer, oracles.vector(3), [1.0, 2.0], alignment=ITEMS, helpfulness=ITEMS, neutral=None,
         progress=True,
     )  # fmt: skip
-    assert "8 strengths are to be measured: about" in capfd.readouterr().err
+    assert "items at 12 strengths, random directions included: about" in capfd.readouterr().err
 
 
 def test_the_baseline_is_the_unsteered_model_under_each_prompt(measured, tokenizer):
@@ -221,3 +221,27 @@ def test_nothing_stays_on_the_model(measured):
 def test_an_unknown_task_says_which_there_are(tokenizer):
     with pytest.raises(ValueError, match=r"no task is called 'skils'\. Did you mean 'skills'"):
         repe.tradeoff(zoo.build("llama"), tokenizer, oracles.vector(3), alignment=ITEMS, helpfulness="skils")
+
+
+def test_requests_that_cannot_be_used_are_refused_before_anything_is_run(tokenizer, monkeypatch):
+    monkeypatch.setattr("repe.measuring.scoring.TransformersScorer._filled", lambda *_: pytest.fail("it ran"))
+    pair = RequestPair("Tell a lie.", "Tell a tale.")
+    for requests, error in (([pair] * 2, ValueError), (["a", "b", "c", "d"], TypeError)):
+        with pytest.raises(error, match=r"requests|request 0"):
+            repe.tradeoff(
+                zoo.build("llama"), tokenizer, oracles.vector(3), [1.0], alignment=ITEMS, helpfulness=ITEMS,
+                requests=requests,
+            )  # fmt: skip
+
+
+def test_a_forecast_is_not_resumed_where_other_answers_are_aligned(tokenizer, tmp_path):
+    given = {"helpfulness": ITEMS, "neutral": None, "requests": None, "controls": 1}
+    turned = [replace(item, answer=1 - item.answer) if i % 2 else item for i, item in enumerate(ITEMS)]
+    reaches = []
+    for items, kept in ((ITEMS, "kept"), (turned, "kept"), (turned, "fresh")):
+        curve = repe.tradeoff(
+            zoo.build("llama"), tokenizer, oracles.vector(3), [1.0], alignment=items, resume=tmp_path / kept, **given
+        )
+        reaches.append(float(np.abs(curve.control.slopes).mean()))
+    assert reaches[1] == pytest.approx(reaches[2], rel=1e-5)
+    assert reaches[0] != pytest.approx(reaches[1], rel=1e-3)
