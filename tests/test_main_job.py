@@ -86,7 +86,7 @@ def test_the_curve_of_honesty_has_the_shape_that_theory_predicts(curve):
 
 def test_random_directions_bend_helpfulness_and_leave_behaviour(curve):
     steerability = curve.fits.steerability
-    assert steerability.facts["smaller"] == steerability.facts["directions"] == 20
+    assert steerability.facts["smaller"] == steerability.facts["directions"] == 1000
     assert steerability.facts["ratio"] < 0.2
     assert steerability.facts["control_loss"].low > 0
 

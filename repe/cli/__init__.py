@@ -247,7 +247,7 @@ def tradeoff(
     neutral: ask.Neutral = "neutral",
     controls: Annotated[
         int | None,
-        typer.Option(min=0, help="Random directions to steer along. [default: 3; 20 without a forecast]"),
+        typer.Option(min=0, help="Random directions to steer along. [default: 4; 20 without a forecast]"),
     ] = None,
     budget: ask.Budget = 0.05,
     letters: ask.Letters = False,

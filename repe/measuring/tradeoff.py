@@ -38,8 +38,8 @@ from repe.steering.steer import edit_of
 STEPS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0)
 ALPHAS = (*(-step for step in reversed(STEPS)), 0.0, *STEPS)
 """Up to where plain text is expected to diverge by 0.4 nats a token."""
-CONTROLS, STEERED = 20, 3
-"""Random directions that are steered along; the fewer where what many of them do is forecast."""
+CONTROLS, STEERED = 20, 4
+"""Random directions that are steered along; the fewer, as many as an interval needs, where many are forecast."""
 PROVENANCE = ("reader", "pairs", "held_out_pairs", "pairs_digest")  # of the vector, what a curve keeps
 
 
@@ -73,7 +73,7 @@ def tradeoff(
             the concept's own by default.
         helpfulness: the same for items with one right option; or what was measured of them elsewhere, at these alphas.
         neutral: texts on which divergence and cross-entropy are measured; None for none.
-        controls: how many random directions are steered along; 3 by default where what 1,000 of them do to behaviour
+        controls: how many random directions are steered along; 4 by default where what 1,000 of them do to behaviour
             can be forecast from gradients, else 20. They are as long as costs what the concept costs, as far as that is
             forecast. An edit without a length, along several vectors, or with helpfulness measured elsewhere, has no
             such control.

@@ -101,7 +101,7 @@ def test_what_no_gradient_knows_is_steered_along_more_of_them(how, tokenizer):
         for options in (how, {})
     )
     assert (len(many.control.seeds), many.control.slopes) == (20, None)
-    assert (len(few.control.seeds), len(few.control.slopes)) == (3, 1000)
+    assert (len(few.control.seeds), len(few.control.slopes)) == (4, 1000)
     assert (many.control.lengths == 1).all()
 
 
@@ -137,7 +137,7 @@ def test_what_it_takes_is_said_before_it_starts(tokenizer, capfd):
         zoo.build("llama"), tokenizer, oracles.vector(3), [1.0, 2.0], alignment=ITEMS, helpfulness=ITEMS, neutral=None,
         progress=True,
     )  # fmt: skip
-    assert "items at 12 strengths, random directions included: about" in capfd.readouterr().err
+    assert "items at 15 strengths, random directions included: about" in capfd.readouterr().err
 
 
 def test_the_baseline_is_the_unsteered_model_under_each_prompt(measured, tokenizer):
