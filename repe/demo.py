@@ -16,16 +16,15 @@ import torch
 
 import repe
 from repe.data.items import Item, load_items
-from repe.data.worded import worded
 from repe.display import table
-from repe.measuring.tasks import items_of, texts_of
+from repe.measuring.tasks import texts_of
 from repe.models.generate import generate
 from repe.models.named import NAMED
 from repe.reading.placing import spread
 from repe.testbed import FOLDER
 
 REAL, REAL_CONCEPT = "smollm2", "happiness"
-REAL_ALPHAS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
+REAL_ALPHAS = (-2.0, -1.0, -0.5, 0.25, 0.5, 1.0, 2.0)
 REAL_ITEMS, REAL_CONTROLS = 34, 1
 REQUESTS = (
     "Tell me how your day was.",
@@ -65,9 +64,9 @@ def real_model(picture: Path) -> None:
     print(f"{NAMED[REAL].title}: {model.num_parameters():,} parameters, {model.config.num_hidden_layers} blocks")
     with repe.steer(model, REAL_CONCEPT, SHOWN, tokenizer=tokenizer) as handle:
         vector = handle.vector
-        asked = [[{"role": "user", "content": request}] for request in REQUESTS]
+        chats = [[{"role": "user", "content": request}] for request in REQUESTS]
         print(handle)
-        columns = {alpha: _written(model, tokenizer, handle, asked, alpha) for alpha in (-SHOWN, 0.0, SHOWN)}
+        columns = {alpha: _written(model, tokenizer, handle, chats, alpha) for alpha in (-SHOWN, 0.0, SHOWN)}
     for row, request in enumerate(REQUESTS):
         print(f"\n{request}")
         for alpha, answers in columns.items():
@@ -77,25 +76,16 @@ def real_model(picture: Path) -> None:
     forecast = repe.forecast(model, tokenizer, vector, items=REAL_ITEMS)
     print(forecast)
 
-    aligned, skills = (spread(worded(items_of(name, model)), REAL_ITEMS) for name in (REAL_CONCEPT, "skills"))
-    print(f"\nwhat strengths gain and cost, on {len(aligned)} stories to end and {len(skills)} questions:")
-    curve = repe.tradeoff(
-        model,
-        tokenizer,
-        vector,
-        REAL_ALPHAS,
-        alignment=aligned,
-        helpfulness=skills,
-        controls=REAL_CONTROLS,
-        neutral=texts_of("neutral", model)[1::4],
-    )
+    print("\nwhat strengths gain and cost, on stories to end, problems, plain texts and requests:")
+    neutral = texts_of("neutral", model)[1::4]
+    curve = repe.tradeoff(model, tokenizer, vector, REAL_ALPHAS, controls=REAL_CONTROLS, neutral=neutral)
     print(curve)
     draw(forecast, curve, picture)
 
 
-def _written(model: Any, tokenizer: Any, handle: Any, asked: Sequence[Any], alpha: float) -> list[str]:
+def _written(model: Any, tokenizer: Any, handle: Any, chats: Sequence[Any], alpha: float) -> list[str]:
     handle.alpha = alpha
-    return generate(model, tokenizer, asked, max_new_tokens=WRITTEN, do_sample=False)
+    return generate(model, tokenizer, chats, max_new_tokens=WRITTEN, do_sample=False)
 
 
 # the testbed

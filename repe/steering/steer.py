@@ -107,12 +107,12 @@ def steer(
 
 
 def _warn_if_only_read(edit: Edit, blocks: Sequence[int]) -> None:
-    """Warns of a vector that moves its concept's behaviour no further than random directions do.
+    """Warns of a vector that, where it is recommended, moves its behaviour no further than random directions do.
 
-    That is known of a vector that is added everywhere, at one block of its own site.
+    That is known of adding it everywhere at its own site. Whoever names another block may want to see for himself.
     """
     is_alike = edit.kind == "add" and edit.scope == "all" and edit.gate is None and not edit.keep_norm
-    if not is_alike or len(blocks) != 1 or len(edit.vectors) != 1:
+    if not is_alike or len(edit.vectors) != 1 or tuple(blocks) != edit.vectors[0].recommended or len(blocks) != 1:
         return
     (vector,), (block,) = edit.vectors, blocks
     above = vector.above_random(block) if edit.site == vector.site else None
