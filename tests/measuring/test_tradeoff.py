@@ -7,11 +7,14 @@ import pytest
 
 import repe
 from repe.data.items import Item, RequestPair
+from repe.measuring.chance import Sensitivity
 from repe.measuring.costs import costs
 from repe.measuring.curve import Scores
 from repe.measuring.scoring import log_likelihoods
 from repe.measuring.sweep import sweep
 from repe.measuring.tasks import items_of, texts_of
+from repe.models.blocks import find_stack
+from repe.steering.steer import edit_of
 from tests import oracles, zoo
 
 TEXTS = ["a text of some length", "short", "another text, with the same b", "a text of some kind"]
@@ -87,10 +90,29 @@ def test_the_slopes_of_random_directions_are_what_steering_along_them_gives(bloc
     items = items_of("honesty", model)[:20]
     how = {"alignment": items, "helpfulness": items, "neutral": texts_of("neutral", model)[:20], "blocks": blocks}
     curve = repe.tradeoff(model, tokenizer, vector, [-SMALL, SMALL], controls=12, **how)
+    edit = edit_of(model, vector, tokenizer, blocks=blocks)
+    lengths = [length for length, _ in edit.on(find_stack(model)).lengths.values()]
+    sites = [find_stack(model).blocks[block] for block in blocks]
+    found = Sensitivity.of(model, tokenizer, sites, items, how["neutral"], "all")
+    pushes = np.array(lengths)[:, None]
+
+    def along(unit):
+        return (found.gradients.mean(0).numpy() * pushes * unit).sum((-2, -1))
+
     steered = (curve.control.difference[:, 2] - curve.control.difference[:, 0]) / (2 * SMALL)
+    for seed, slope, ratio in zip(range(12), steered, curve.control.lengths, strict=True):
+        other = repe.ConceptVector.random(vector, seed)
+        expected = ratio * along(np.stack([other.write[other.row(block)] for block in blocks]))
+        assert slope == pytest.approx(expected, rel=0.1, abs=0.05)
+
+    def root(unit):
+        return np.sqrt((np.einsum("nsd,...sd->...n", found.samples.numpy(), pushes * unit) ** 2).mean(-1))
+
+    drawn = np.random.default_rng(0).normal(size=(3000, len(blocks), vector.d_model))
+    drawn /= np.linalg.norm(drawn, axis=-1, keepdims=True)
+    own = root(np.stack([vector.write[vector.row(block)] for block in blocks]))
     assert len(curve.control.slopes) == 1000
-    assert abs(curve.control.slopes.mean()) < 0.2 * curve.control.slopes.std()
-    assert steered.std() == pytest.approx(curve.control.slopes.std(), rel=0.6)  # of twelve: 20% of error
+    assert curve.control.slopes.std() == pytest.approx((along(drawn) * own / root(drawn)).std(), rel=0.08)
 
 
 @pytest.mark.parametrize("how", [{"keep_norm": True}, {"edit": "piecewise"}])
