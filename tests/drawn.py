@@ -79,7 +79,7 @@ def acts(texts: int = 40, blocks: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
 def calibrated(alpha: float = 2.5) -> Calibration:
     def trial(reader: str, block: int, shift: float) -> Trial:
         gain = Estimate(0.1 * block + shift, 0.1 * block, 0.1 * block + 0.3)
-        return Trial(reader, block, 4.0, alpha, Outcome(gain, UNCHANGED.loss), 0.5 + 0.1 * block - shift)
+        return Trial(reader, (block,), 4.0, alpha, Outcome(gain, UNCHANGED.loss), 0.5 + 0.1 * block - shift)
 
     trials = tuple(trial(r, b, s) for r, s in (("mean", 0.1), ("pca", 0.2)) for b in range(5))
     more = Setting(1, vector(), trials[7], UNCHANGED, trials)

@@ -15,6 +15,7 @@ from textwrap import indent
 from typing import Any, Unpack
 
 import numpy as np
+import torch
 from torch import nn
 
 from repe.data.answers import Answer
@@ -33,6 +34,7 @@ from repe.measuring.sweep import Exam
 from repe.measuring.tasks import Task, asked, texts_of
 from repe.models.blocks import find_stack
 from repe.models.load import home_of
+from repe.reading.dose import dose_of, short_texts
 from repe.reading.extract import read_poles
 from repe.reading.placing import dosed
 from repe.reading.vector import ConceptVector
@@ -53,24 +55,30 @@ Tasks = tuple[Sequence[Item], Sequence[Item]]
 
 @dataclass(frozen=True)
 class Trial:
-    """One reader and block, steered in one direction on validation items.
+    """One reader at a block, or at several in a row together, steered in one direction on validation items.
 
     Attributes:
-        reader, block: which.
+        reader, blocks: which.
         farthest: the alpha, with its sign, at which the 95th percentile of a token's divergence reaches the limit.
         alpha: that of the steps up to there that gained most within the budget; 0 if none did.
         validation: what it gained and lost on validation items.
-        accuracy: held-out pairs that the block orders rightly.
-        reason: why the block was not tried, or nothing was chosen; else empty.
+        accuracy: held-out pairs that are ordered rightly there, the mean over the blocks.
+        reason: why it was not tried, or nothing was chosen; else empty.
     """
 
     reader: str
-    block: int
+    blocks: tuple[int, ...]
     farthest: float = 0.0
     alpha: float = 0.0
     validation: Outcome = UNCHANGED
     accuracy: float = 0.0
     reason: str = ""
+
+    @property
+    def where(self) -> str:
+        """The block, or the first and the last of several, in words."""
+        first, last = self.blocks[0], self.blocks[-1]
+        return f"block {first}" if first == last else f"blocks {first} to {last}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Setting:
 
     Attributes:
         sign: +1 for more of the concept, -1 for less.
-        vector: the chosen reader's, which recommends the chosen block.
+        vector: the chosen reader's, which recommends the chosen block or blocks.
         trial: how it was chosen; its alpha is 0 where nothing could be.
         test: what it gains and loses on items that had no part in the choice.
         trials: all that was tried.
@@ -100,7 +108,7 @@ class Setting:
     def __str__(self) -> str:
         if not self.alpha:
             return f"nothing to steer with: {self.trial.reason}"
-        where = f"block {self.trial.block}, reader {self.trial.reader!r}"
+        where = f"{self.trial.where}, reader {self.trial.reader!r}"
         told = f"alpha {self.alpha:+.3g} at {where}: {self.test} on test items"
         return told if self.side_effects is None else f"{told}\n{indent(str(self.side_effects), '    ')}"
 
@@ -149,8 +157,8 @@ def calibrate(
         model, tokenizer: neither is changed.
         concept: as in `repe.extract`.
         readers: that are compared, as in `repe.extract`.
-        tried: how many of the pairs of reader and block are steered, those that `repe.forecast` finds most efficient;
-            None for all.
+        tried: how many ways are steered along, a reader at a block or at several in a row: those that `repe.forecast`
+            finds most efficient; None for every reader at every single block.
         alignment, helpfulness, neutral, letters: what is measured on, as in `repe.tradeoff`.
         limit: of the 95th percentile of a token's divergence from the unsteered model on neutral texts, in nats.
         budget: of helpfulness that may be lost, by the upper end of the interval.
@@ -166,8 +174,8 @@ def calibrate(
 
     Example:
         >>> found = repe.calibrate(model, tokenizer, "honesty", readers="mean", blocks=3)
-        >>> found.more.trial.block, found.more.alpha > 0
-        (3, True)
+        >>> found.more.trial.blocks, found.more.alpha > 0
+        ((3,), True)
 
     Sources: blocks by what writing there does, as Arditi et al. (arXiv 2406.11717) choose theirs; the divergence as the
     common measure of strength, as Tan et al. (arXiv 2407.12404).
@@ -195,38 +203,45 @@ def calibrate(
     poles = read_poles(
         model, tokenizer, source, blocks=blocks, site=site, stack=stack, blocks_at=blocks_at, progress=progress
     )
-    places = _places(
+    vectors = _placed(
         model, tokenizer, {name: poles.fitted(name) for name in readers}, tried,
         alignment=halved[0][0], neutral=texts, scope=options.get("scope", "all"), letters=letters, seed=seed,
         blocks_at=blocks_at,
         progress=progress,
     )  # fmt: skip
-    edits = {name: edit_of(model, vector, **options) for name, vector in places.items()}
+    edits = [edit_of(model, vector, **options) for vector in vectors]
     scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)
-    search = Search(scorer, plain_texts(tokenizer, texts, next(iter(edits.values())).scope), limit, budget, seed)
+    search = Search(scorer, plain_texts(tokenizer, texts, edits[0].scope), limit, budget, seed)
     first, second = (Exam(tokenizer, dict(zip(("alignment", "helpfulness"), half, strict=True))) for half in halved)
-    with bar_of(total=2 * sum(len(v.recommended) for v in places.values()), desc="calibrate", progress=progress) as bar:
+    with bar_of(total=2 * len(edits), desc="calibrate", progress=progress) as bar:
         more, less = (search.setting(edits, first, second, sign, bar) for sign in (1, -1))
     if pairs:
-        more, less = (search.with_side_effects(setting, edits, pairs) for setting in (more, less))
+        more, less = (search.with_side_effects(setting, pairs, **options) for setting in (more, less))
     return Calibration(source.name, limit, budget, more, less)
 
 
-def _places(
+def _placed(
     model: nn.Module, tokenizer: Any, vectors: Mapping[str, ConceptVector], tried: int | None, **how: Any
-) -> dict[str, ConceptVector]:
-    """The vectors that are tried out, with doses, each recommending the blocks where it is."""
-    everywhere = [(name, block) for name, vector in vectors.items() for block in vector.blocks]
-    chosen = everywhere
-    if tried is not None and tried < len(everywhere):
-        found = forecast(model, tokenizer, vectors, **how)
-        chosen = sorted(everywhere, key=lambda place: -abs(np.nan_to_num(found.at(*place).value)))[:tried]
-    blocks = {name: tuple(block for reader, block in chosen if reader == name) for name in vectors}
-    return {
-        name: dosed(model, tokenizer, replace(vectors[name], recommended=at), blocks_at=how["blocks_at"])
-        for name, at in blocks.items()
-        if at
+) -> list[ConceptVector]:
+    """The vectors that are tried out, with doses, each recommending the block or blocks where it is."""
+    if tried is None or tried >= sum(len(vector.blocks) for vector in vectors.values()):
+        return [vector for each in vectors.values() for vector in _everywhere(model, tokenizer, each, how["blocks_at"])]
+    found = forecast(model, tokenizer, vectors, **how)
+    first = next(iter(vectors.values()))
+    stack, texts = find_stack(model, first.stack, how["blocks_at"]), short_texts(model, tokenizer)
+    sites = [stack.site(first.site, block) for block in first.blocks]
+    known = {
+        name: replace(vectors[name], dose=torch.tensor(dose).float(), coherence=torch.tensor(coherence).float())
+        for name, dose, coherence in zip(found.readers, found.dose, found.coherence, strict=True)
     }
+    guessed = [replace(known[name], recommended=blocks) for name, blocks in found.ranked()[:tried]]
+    return [dose_of(model, sites, texts, vector, progress=how["progress"]) for vector in guessed]
+
+
+def _everywhere(model: nn.Module, tokenizer: Any, vector: ConceptVector, blocks_at: str | None) -> list[ConceptVector]:
+    usable = tuple(b for b, scale in zip(vector.blocks, vector.scale, strict=True) if scale > 0) or vector.blocks
+    known = dosed(model, tokenizer, replace(vector, recommended=usable), blocks_at=blocks_at)
+    return [replace(known, recommended=(block,)) for block in vector.blocks]
 
 
 @dataclass(frozen=True)
@@ -239,36 +254,36 @@ class Search:
     budget: float
     seed: int
 
-    def setting(self, edits: Mapping[str, Edit], first: Exam, second: Exam, sign: int, bar: Any) -> Setting:
+    def setting(self, edits: Sequence[Edit], first: Exam, second: Exam, sign: int, bar: Any) -> Setting:
         """The best of all trials on the first half of the items, tested on the second."""
         trials = []
-        for reader, edit in edits.items():
-            for block in edit.vectors[0].recommended:
-                trials.append(self.trial(reader, replace(edit, blocks=block), first, sign))
-                bar.update()
-        best = max(trials, key=lambda trial: trial.validation.gain.value)
-        edit = replace(edits[best.reader], blocks=best.block)
-        vector = replace(edit.vectors[0], recommended=(best.block,))
+        for edit in edits:
+            trials.append(self.trial(edit, first, sign))
+            bar.update()
+        best, edit = max(zip(trials, edits, strict=True), key=lambda tried: tried[0].validation.gain.value)
         if not best.alpha:
-            return Setting(sign, vector, best, UNCHANGED, tuple(trials))
+            return Setting(sign, edit.vectors[0], best, UNCHANGED, tuple(trials))
         alphas, gain, loss = self.measured(edit, [best.alpha], second, sign)
         row = int(np.flatnonzero(alphas)[0])
-        return Setting(sign, vector, best, Outcome(gain.estimates()[row], loss.estimates()[row]), tuple(trials))
+        test = Outcome(gain.estimates()[row], loss.estimates()[row])
+        return Setting(sign, edit.vectors[0], best, test, tuple(trials))
 
-    def with_side_effects(self, setting: Setting, edits: Mapping[str, Edit], pairs: Sequence[RequestPair]) -> Setting:
+    def with_side_effects(
+        self, setting: Setting, pairs: Sequence[RequestPair], **options: Unpack[EditOptions]
+    ) -> Setting:
         """The setting with what steering as it says does to refusing."""
         if not setting.alpha:
             return setting
-        edit = replace(edits[setting.trial.reader], blocks=setting.trial.block)
+        edit = Edit.of(setting.vector, **options)
         return replace(setting, side_effects=side_effects_at(self.scorer, edit, [setting.alpha], pairs))
 
-    def trial(self, reader: str, edit: Edit, exam: Exam, sign: int) -> Trial:
-        """The edit, of a single block, as far as the limit allows."""
-        vector, block = edit.vectors[0], edit.blocks
-        assert isinstance(block, int)
-        row = vector.row(block)
-        untried = Trial(reader, block, accuracy=float(vector.accuracy[row]))
-        if vector.scale[row] <= 0:
+    def trial(self, edit: Edit, exam: Exam, sign: int) -> Trial:
+        """The edit, where its vector recommends, as far as the limit allows."""
+        (vector,) = edit.vectors
+        rows = [vector.row(block) for block in vector.recommended]
+        reader, accuracy = str(vector.provenance["reader"]), float(vector.accuracy[rows].mean())
+        untried = Trial(reader, vector.recommended, accuracy=accuracy)
+        if (vector.scale[rows] <= 0).any():
             return replace(untried, reason="held-out pairs show no distance between the poles there")
         farthest = self.farthest(edit, sign)
         if not farthest:

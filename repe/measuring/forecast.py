@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from repe.models.logits import check_causal
 from repe.models.tokens import Text
 from repe.reading.dose import TEXTS
 from repe.reading.extract import read_poles
-from repe.reading.gradients import NotDifferentiableError, efficiency_of_random, fisher, slopes
+from repe.reading.gradients import NotDifferentiableError, along_random, information, slopes
 from repe.reading.placing import spread
 from repe.reading.vector import DIVERGENCE, UNUSUAL, ConceptVector
 from repe.steering.edit import Edit
@@ -40,9 +40,34 @@ from repe.steering.scope import Scope
 
 READERS = ("mean", "pca", "probe")
 SMALL = 0.02  # of the norm: a push that is measured where no gradient is there
+RUNS = (1 / 6, 1 / 3)  # of the depth: how many blocks in a row are tried together
 
 Weighed = tuple[Tensor, Tensor]
-"""How far every item moves, (items, blocks), and the Fisher information, (blocks,), of one direction a block."""
+"""How far every item moves, (items, blocks), and the Fisher information of one direction a block, (blocks, blocks), NaN
+off the diagonal where it is not known."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block, or several in a row that are pushed together, each by an equal part of its own dose.
+
+    Attributes:
+        reader, blocks: which.
+        efficiency: nats of log odds for a square root of the Fisher information, with its 95% interval over items.
+        slope: nats of log odds for what costs a dose together.
+        wrong: the share of items that move the wrong way.
+        above: the share of random directions, a different one at each of the blocks, that are less efficient.
+    """
+
+    reader: str
+    blocks: tuple[int, ...]
+    efficiency: Estimate
+    slope: float
+    wrong: float
+    above: float
+
+    def __str__(self) -> str:
+        return " to ".join(map(str, dict.fromkeys([self.blocks[0], self.blocks[-1]])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +90,8 @@ class Forecast(ByValue):
         random: (blocks,), the efficiency that 95% of random directions stay below.
         accuracy: held-out pairs that are read rightly, NaN where unknown.
         scope: the tokens that are edited.
+        coherence: (readers, blocks, blocks), as in a `ConceptVector`; NaN where the model has no gradient.
+        runs: of every reader and length, a sixth and a third of the depth, the most efficient blocks in a row.
 
     Example:
         >>> found = repe.forecast(model, tokenizer, "honesty", readers="mean", items=12)
@@ -85,6 +112,8 @@ class Forecast(ByValue):
     random: Array
     accuracy: Array
     scope: str
+    coherence: Array
+    runs: tuple[Place, ...] = ()
 
     @property
     def best(self) -> tuple[str, int]:
@@ -103,6 +132,14 @@ class Forecast(ByValue):
         """The efficiency of a reader's direction at a block. Raises ValueError if it is not in the forecast."""
         row, column = self.readers.index(reader), self.blocks.index(block)
         return Estimate(*(float(array[row, column]) for array in (self.efficiency, self.low, self.high)))
+
+    def ranked(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Readers and the blocks that they are tried at, one or a run of them, from the most efficient way on."""
+        found: dict[tuple[str, tuple[int, ...]], float] = {
+            (reader, (block,)): self.at(reader, block).value for reader in self.readers for block in self.blocks
+        }
+        found |= {(run.reader, run.blocks): run.efficiency.value for run in self.runs}
+        return sorted(found, key=lambda place: -abs(np.nan_to_num(found[place])))
 
     def plot(self, ax: Any = None) -> Any:
         """Draws efficiency by block, with the band of random directions; see `repe.plot.forecast`."""
@@ -123,6 +160,11 @@ class Forecast(ByValue):
             ]
             for i, number in enumerate(self.blocks)
         ]  # fmt: skip
+        shown += [
+            [str(run), str(run.efficiency), f"{run.slope:+.2f}", f"{run.wrong:.0%}", f"{run.above:.1%}", "", ""]
+            for run in self.runs
+            if run.reader == reader
+        ]
         heads = ["block", "efficiency", "nats a dose", "wrong way", "above random", "dose", "read rightly"]
         return display.table(title, heads, shown)
 
@@ -203,14 +245,19 @@ def forecast(
         found = Sensitivity.of(
             model, tokenizer, sites, questions, texts, scope, draws=draws, seed=seed, progress=progress
         )
-        weighed = {n: (slopes(found.gradients, v.write), fisher(found.samples, v.write)) for n, v in vectors.items()}
-        chance = _random(found, seed)
+        weighed = {
+            name: (slopes(found.gradients, vector.write), information(found.samples, vector.write))
+            for name, vector in vectors.items()
+        }
+        randoms = Randoms.of(found, seed)
     except NotDifferentiableError as error:
         warnings.warn(f"{error}. Every block is steered along instead, and random directions are not", stacklevel=2)
         scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, progress=False)
-        weighed = _steered(scorer, vectors, questions, texts[::2][:TEXTS], scope, progress)
-        chance = torch.full((1, len(sites)), math.nan, dtype=torch.float64)
-    return _forecast(first.concept, vectors, weighed, chance, [item.group for item in questions], repr(scope), seed)
+        weighed, randoms = _steered(scorer, vectors, questions, texts[::2][:TEXTS], scope, progress), None
+    weigh = Weigher([item.group for item in questions], randoms, seed)
+    single = _forecast(vectors, weighed, weigh, repr(scope))
+    lengths = {round(share * stack.n_blocks) for share in RUNS} - {0, 1} if randoms else ()
+    return replace(single, runs=_runs(vectors, weighed, weigh, sorted(lengths)))
 
 
 def _vectors(
@@ -238,6 +285,7 @@ def _steered(
 ) -> dict[str, Weighed]:
     """What a small push of either sign does at every block."""
     exam, plain = Exam(scorer.tokenizer, {"alignment": items}), plain_texts(scorer.tokenizer, texts, scope)
+    first = next(iter(vectors.values()))
     places = [(name, row) for name, vector in vectors.items() for row in range(len(vector.blocks))]
     moved: dict[str, list[Tensor]] = {name: [] for name in vectors}
     spent: dict[str, list[float]] = {name: [] for name in vectors}
@@ -250,48 +298,112 @@ def _steered(
         kl = costs_at(scorer, plain, edit, [-length, length]).kl
         assert kl is not None
         spent[name].append(2 * float(kl.mean()) / length**2)
-    return {name: (torch.stack(moved[name], dim=1), torch.tensor(spent[name])) for name in vectors}
+    unknown = math.nan * torch.ones(len(first.blocks), len(first.blocks))
+    return {n: (torch.stack(moved[n], dim=1), torch.diagonal_scatter(unknown, torch.tensor(spent[n]))) for n in vectors}
+
+
+@dataclass(frozen=True, eq=False)
+class Randoms:
+    """What random directions do: `moved` (directions, blocks) and `costs` (directions, samples, blocks)."""
+
+    moved: Tensor
+    costs: Tensor
+
+    @classmethod
+    def of(cls, found: Sensitivity, seed: int) -> Randoms:
+        generator, gradient = torch.Generator().manual_seed(seed), found.gradients.mean(0)
+        sites = range(found.samples.shape[1])
+        drawn = [along_random(gradient[site], found.samples[:, site], generator) for site in sites]
+        return cls(*(torch.stack(parts, dim=-1) for parts in zip(*drawn, strict=True)))
+
+    def efficiency(self, rows: Sequence[int]) -> Tensor:
+        """(directions,), whichever way they point, of a different one at each of the blocks."""
+        costs = self.costs[..., rows]
+        root = costs.square().mean(1).sqrt()
+        together = (costs / root[:, None]).sum(-1).square().mean(1).sqrt()
+        return ((self.moved[:, rows] / root).sum(-1) / together).abs().double()
+
+
+@dataclass(frozen=True, eq=False)
+class Weigher:
+    """What is made of slopes and costs, where equal parts of their own doses are pushed at blocks by their rows."""
+
+    groups: Sequence[str]
+    randoms: Randoms | None
+    seed: int
+
+    def of_items(self, weighed: Weighed, rows: Sequence[int]) -> Tensor:
+        """(items,), how far each moves for a square root of the Fisher information."""
+        moved, cost = (part.double() for part in weighed)
+        root = cost.diagonal()[rows].sqrt()
+        together = (cost[rows][:, rows] / (root * root[:, None])).sum().sqrt()
+        return (moved[:, rows] / root).sum(1) / together
+
+    def place(self, reader: str, vector: ConceptVector, weighed: Weighed, rows: Sequence[int]) -> Place:
+        of_items = self.of_items(weighed, rows)
+        (known,) = Measured(np.zeros(1), of_items[None].numpy(), self.groups, self.seed).estimates()
+        return Place(
+            reader,
+            tuple(vector.blocks[row] for row in rows),
+            known,
+            slope=float(of_items.mean()) * math.sqrt(2 * DIVERGENCE),
+            wrong=float((of_items < 0).double().mean()),
+            above=math.nan if self.randoms is None else self.above(rows, abs(known.value)),
+        )
+
+    def above(self, rows: Sequence[int], efficiency: float) -> float:
+        """The share of random directions that are less efficient."""
+        assert self.randoms is not None
+        return float((self.randoms.efficiency(rows) < efficiency).double().mean())
 
 
 def _forecast(
-    concept: str,
-    vectors: Mapping[str, ConceptVector],
-    weighed: Mapping[str, Weighed],
-    chance: Tensor,
-    groups: Sequence[str],
-    scope: str,
-    seed: int,
+    vectors: Mapping[str, ConceptVector], weighed: Mapping[str, Weighed], weigh: Weigher, scope: str
 ) -> Forecast:
-    rows: dict[str, list[Array]] = {
-        name: [] for name in ("slope", "dose", "efficiency", "low", "high", "wrong", "place")
-    }
-    for moved, information in ((slope.double(), cost.double()) for slope, cost in weighed.values()):
-        root, mean = information.sqrt(), moved.mean(0)
-        known = Measured(np.arange(len(root)), (moved / root).T.numpy(), groups, seed).estimates()
-        rows["efficiency"].append(np.array([estimate.value for estimate in known]))
-        rows["low"].append(np.array([estimate.low for estimate in known]))
-        rows["high"].append(np.array([estimate.high for estimate in known]))
-        rows["dose"].append((np.sqrt(2 * DIVERGENCE) / root).numpy())
-        rows["slope"].append((mean / root * np.sqrt(2 * DIVERGENCE)).numpy())
-        rows["wrong"].append((moved < 0).double().mean(0).numpy())
-        below = (chance < (mean / root).abs()).double().mean(0)
-        rows["place"].append(torch.where(chance[0].isnan(), math.nan, below).numpy())
-    first = next(iter(vectors.values()))
+    """That of single blocks."""
+    first, every = next(iter(vectors.values())), range(len(next(iter(vectors.values())).blocks))
+    places = [[weigh.place(n, vector, weighed[n], [row]) for row in every] for n, vector in vectors.items()]
     unusable = np.stack([(vector.scale <= 0).numpy() for vector in vectors.values()])
+    information = torch.stack([cost.double() for _, cost in weighed.values()])
+    root = information.diagonal(dim1=1, dim2=2).sqrt()
+
+    def of_each(fact: Callable[[Place], float]) -> Array:
+        return np.where(unusable, math.nan, np.array([[fact(place) for place in row] for row in places]))
+
+    random = [weigh.randoms.efficiency([row]).quantile(UNUSUAL) if weigh.randoms else math.nan for row in every]
     return Forecast(
-        concept=concept,
+        concept=first.concept,
         readers=tuple(vectors),
         blocks=first.blocks,
-        random=chance.quantile(UNUSUAL, dim=0).numpy(),
+        slope=of_each(lambda place: place.slope),
+        dose=np.where(unusable, math.nan, (math.sqrt(2 * DIVERGENCE) / root).numpy()),
+        efficiency=of_each(lambda place: place.efficiency.value),
+        low=of_each(lambda place: place.efficiency.low),
+        high=of_each(lambda place: place.efficiency.high),
+        wrong=of_each(lambda place: place.wrong),
+        place=of_each(lambda place: place.above),
+        random=np.array(random, dtype=float),
         accuracy=np.stack([vector.accuracy.double().numpy() for vector in vectors.values()]),
         scope=scope,
-        **{name: np.where(unusable, math.nan, np.stack(values)) for name, values in rows.items()},
+        coherence=(information / (root[:, None] * root[:, :, None])).numpy(),
     )
 
 
-def _random(found: Sensitivity, seed: int) -> Tensor:
-    """(random directions, blocks): how efficient they are."""
-    generator, gradient = torch.Generator().manual_seed(seed), found.gradients.mean(0)
-    sites = range(found.samples.shape[1])
-    drawn = [efficiency_of_random(gradient[site], found.samples[:, site], generator) for site in sites]
-    return torch.stack(drawn, dim=1).double()
+def _runs(
+    vectors: Mapping[str, ConceptVector], weighed: Mapping[str, Weighed], weigh: Weigher, lengths: Sequence[int]
+) -> tuple[Place, ...]:
+    """The most efficient blocks in a row, for every reader and length, as far as they can be steered along."""
+    found = []
+    for name, vector in vectors.items():
+        for length in lengths:
+            starts = range(len(vector.blocks) - length + 1)
+            runs = [rows for rows in (range(a, a + length) for a in starts) if _is_run(vector, rows)]
+            if runs:
+                best = max(runs, key=lambda rows: abs(float(weigh.of_items(weighed[name], rows).mean())))
+                found.append(weigh.place(name, vector, weighed[name], best))
+    return tuple(found)
+
+
+def _is_run(vector: ConceptVector, rows: Sequence[int]) -> bool:
+    first, last = vector.blocks[rows[0]], vector.blocks[rows[-1]]
+    return last - first == len(rows) - 1 and bool((vector.scale[list(rows)] > 0).all())

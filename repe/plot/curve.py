@@ -19,7 +19,7 @@ from repe.plot import axes
 from repe.plot.text import short
 
 if TYPE_CHECKING:
-    from repe.measuring.calibrate import Calibration
+    from repe.measuring.calibrate import Calibration, Trial
 
 PROMPTS = "DsP^vX"
 RANDOM = {"color": axes.FAINT, "linewidth": 0.8, "alpha": 0.7, "zorder": 1.5, "label": "random directions"}
@@ -219,6 +219,8 @@ def _marked(prompted: Mapping[str, float]) -> Iterator[tuple[str, str]]:
 def calibration(found: Calibration, ax: Any = None, *, sign: int = 1) -> tuple[Any, Any]:
     """Draw what was tried out, block by block: above, how well every reader reads; below, what steering there gains.
 
+    Blocks in a row that were steered at together are one mark, as broad as they are.
+
     Args:
         found: what `repe.calibrate` returned.
         ax: two axes, or one that is split into two.
@@ -231,14 +233,17 @@ def calibration(found: Calibration, ax: Any = None, *, sign: int = 1) -> tuple[A
     readers = list(dict.fromkeys(trial.reader for trial in setting.trials))
     for reader, look in zip(readers, axes.looks(len(readers)), strict=True):
         trials = [trial for trial in setting.trials if trial.reader == reader]
-        blocks, gains = [t.block for t in trials], [t.validation.gain for t in trials]
+        trials.sort(key=_middle)
+        blocks, gains = [_middle(t) for t in trials], [t.validation.gain for t in trials]
         upper.plot(blocks, [t.accuracy for t in trials], **look, label=reader)
         lower.plot(blocks, [g.value for g in gains], **look, label=reader)
         lower.vlines(blocks, [g.low for g in gains], [g.high for g in gains], color=look["color"], linewidth=1.5)
+        for panel, values in ((upper, [t.accuracy for t in trials]), (lower, [g.value for g in gains])):
+            panel.hlines(values, [t.blocks[0] for t in trials], [t.blocks[-1] for t in trials], color=look["color"])
     if setting.alpha:
         best = setting.trial
         for panel, value in ((upper, best.accuracy), (lower, best.validation.gain.value)):
-            axes.ring(panel, best.block, value, f"chosen: alpha {setting.alpha:.3g}, by {best.reader}")
+            axes.ring(panel, _middle(best), value, f"chosen: alpha {setting.alpha:.3g}, by {best.reader}")
     axes.dotted(upper, 0.5)
     lower.axhline(0, color=axes.FAINT, linewidth=1, zorder=1.5)
     upper.set_ylim(0, 1.06)
@@ -248,3 +253,7 @@ def calibration(found: Calibration, ax: Any = None, *, sign: int = 1) -> tuple[A
     axes.entitle(upper, f"{found.concept}, {'more' if sign == 1 else 'less'} of it")
     axes.legend(*panels)
     return panels
+
+
+def _middle(trial: Trial) -> float:
+    return (trial.blocks[0] + trial.blocks[-1]) / 2

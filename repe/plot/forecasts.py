@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def forecast(found: Forecast, ax: Any = None) -> Any:
     """Draw the efficiency of every reader by block with its interval, and where 95% of random directions stay.
 
+    A thick line is that of blocks in a row that are pushed together.
+
     The share of held-out pairs that the best reader orders rightly is dotted, on an axis of its own: it says something
     else.
 
@@ -29,6 +31,9 @@ def forecast(found: Forecast, ax: Any = None) -> Any:
     for row, (reader, color) in enumerate(zip(found.readers, cycle(axes.SEVERAL))):  # a cycle has no end
         ax.plot(found.blocks, found.efficiency[row], marker="o", markersize=3, color=color, label=reader)
         ax.fill_between(found.blocks, found.low[row], found.high[row], alpha=0.15, linewidth=0, color=color)
+        for run in (run for run in found.runs if run.reader == reader):
+            ends = [run.blocks[0] - 0.3, run.blocks[-1] + 0.3]
+            ax.plot(ends, [run.efficiency.value] * 2, color=color, linewidth=3, alpha=0.6, solid_capstyle="butt")
     reader, block = found.best
     axes.dotted(ax, 0)
     beside = ax.twinx()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -52,38 +53,46 @@ def short_texts(model: nn.Module, tokenizer: Any, texts: Sequence[Text] | None =
     return answers
 
 
+def forecast_doses(vector: ConceptVector, information: Tensor) -> ConceptVector:
+    """The vector with the doses and the coherence that a Fisher information (blocks, blocks) forecasts."""
+    root = information.diagonal().sqrt()
+    dose = (math.sqrt(2 * DIVERGENCE) / root).nan_to_num(posinf=math.nan)
+    coherence = (information / (root * root[:, None])).nan_to_num().fill_diagonal_(1.0)  # 0 with what costs nothing
+    return replace(vector, dose=dose.float(), coherence=coherence.float())
+
+
 def dose_of(
     model: nn.Module,
     sites: Sequence[nn.Module],
     texts: Sequence[Answer],
     vector: ConceptVector,
-    information: Tensor | None,
     told: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> ConceptVector:
-    """The vector with doses: measured where it is recommended, elsewhere as a Fisher information (blocks,) forecasts.
+    """The vector with doses that are measured where it is recommended, and elsewhere corrected as these had to be.
 
-    Without the information, what is not measured stays unknown.
+    Its own are taken for a forecast; where there is none, what is not measured stays unknown. Several recommended
+    blocks are pushed together, as steering there does, if it is known how coherent they are.
     """
-    unknown = torch.full_like(vector.scale, math.nan)
-    forecast = unknown if information is None else (2 * DIVERGENCE / information).sqrt().nan_to_num(posinf=math.nan)
-    dose, measured, why_not = forecast.clone(), {}, dict(told or {})
-    for block in bar_of(vector.recommended, "dose", unit="block", progress=progress):
-        row = vector.row(block)
-        first = float(forecast[row]) if forecast[row].isfinite() else FIRST_GUESS * float(vector.norm[row])
-        length, found = _searched(model, sites[row], vector.write[row], texts, first, float(vector.norm[row]))
-        dose[row] = length
+    dose, measured, why_not = vector.dose.clone(), {}, dict(told or {})
+    for blocks in bar_of(_together(vector), "dose", unit="place", progress=progress):
+        rows, name = [vector.row(block) for block in blocks], ", ".join(map(str, blocks))
+        guess = torch.where(vector.dose.isnan(), FIRST_GUESS * vector.norm, vector.dose)[rows]
+        steps = vector.share_of(blocks) * guess
+        pushes = {sites[row]: step * vector.write[row] for row, step in zip(rows, steps, strict=True)}
+        longest = float((LONGEST * vector.norm[rows] / steps).min())
+        times, found = _searched(model, pushes, texts, longest)
+        dose[rows] = times * guess
         if found:
-            measured[str(block)] = [round(kl, 5) for kl in found]
+            measured[name] = [round(kl, 5) for kl in found]
         else:
-            why_not[str(block)] = (
-                f"no length up to {LONGEST:g} norms of {vector.norm[row]:g} costs {DIVERGENCE:g} nats a token"
-            )
-    rows = [vector.row(block) for block in vector.recommended]
-    off = (dose[rows] / forecast[rows]).log()
-    if off.isfinite().any():
-        others = [row for row in range(len(dose)) if row not in rows]
-        dose[others] = forecast[others] * off[off.isfinite()].mean().exp()
+            norms = ", ".join(f"{vector.norm[row]:g}" for row in rows)
+            why_not[name] = f"no length up to {LONGEST:g} norms of {norms} costs {DIVERGENCE:g} nats a token"
+    off = (dose / vector.dose).log()
+    rest = torch.tensor([block not in vector.recommended for block in vector.blocks])
+    known = off[~rest & off.isfinite()]
+    if len(known):
+        dose[rest] = vector.dose[rest] * known.mean().exp()
     made = {
         "divergence": DIVERGENCE,
         "texts": len(texts),
@@ -94,36 +103,43 @@ def dose_of(
     return replace(vector, dose=dose, provenance={**vector.provenance, "dose": made})
 
 
+def _together(vector: ConceptVector) -> list[tuple[int, ...]]:
+    """The recommended blocks, pushed at once if their coherence is known, else one by one."""
+    rows = [vector.row(block) for block in vector.recommended]
+    is_known = not vector.coherence[rows][:, rows].isnan().any()
+    return [vector.recommended] if is_known else [(block,) for block in vector.recommended]
+
+
 def _searched(
-    model: nn.Module, site: nn.Module, direction: Tensor, texts: Sequence[Answer], first: float, norm: float
+    model: nn.Module, pushes: Mapping[nn.Module, Tensor], texts: Sequence[Answer], longest: float
 ) -> tuple[float, tuple[float, float] | None]:
-    """The length that costs what alpha = 1 does, and what either sign of it costs; NaN and None where there is none.
+    """How many times pushes cost what alpha = 1 does, and what either sign of that costs; NaN and None where none do.
 
     The cost is taken for a power of the length, the square at first, and then what two lengths make it.
     """
-    longest, power = LONGEST * norm, 2.0
-    length, before = min(first, longest), None
+    times, before, power = min(1.0, longest), None, 2.0
     for _ in range(ROUNDS):
-        found = divergences(model, site, direction, texts, length)
+        found = divergences(model, pushes, texts, times)
         off = math.log(max(sum(found) / 2, 1e-9) / DIVERGENCE)
         if not math.isfinite(off):
-            length, before = length / LARGEST_STEP, None
+            times, before = times / LARGEST_STEP, None
             continue
         if abs(off) <= NEAR:
-            return length * math.exp(-off / power), found
-        if length >= longest and off < 0:
+            return times * math.exp(-off / power), found
+        if times >= longest and off < 0:
             break
         if before is not None:
-            power = min(max((off - before[1]) / math.log(length / before[0]), 1.0), 4.0)
-        before = length, off
-        length = min(length * min(max(math.exp(-off / power), 1 / LARGEST_STEP), LARGEST_STEP), longest)
+            power = min(max((off - before[1]) / math.log(times / before[0]), 1.0), 4.0)
+        before = times, off
+        times = min(times * min(max(math.exp(-off / power), 1 / LARGEST_STEP), LARGEST_STEP), longest)
     return math.nan, None
 
 
 def divergences(
-    model: nn.Module, site: nn.Module, direction: Tensor, texts: Sequence[Answer], length: float
+    model: nn.Module, pushes: Mapping[nn.Module, Tensor], texts: Sequence[Answer], times: float
 ) -> tuple[float, float]:
-    """What a push of a length costs, forwards and backwards, in nats a token: the mean over texts of their means."""
+    """What pushes of modules' outputs cost, so many times forwards and backwards, in nats a token: the mean over texts
+    of their means."""
     found: list[Tensor] = []
     room = max(1, min(BATCH_TOKENS, MOST_LOGITS // vocabulary_of(model)) // 3)
     for numbers in batches_of([len(text.ids) for text in texts], [1] * len(texts), room):
@@ -131,14 +147,13 @@ def divergences(
         rows = [text.ids[:-1] for text in chosen for _ in range(3)]
         given = pad(rows, device=device_of(model))
         width = given["input_ids"].shape[1]
-        pushes = torch.tensor([0.0, length, -length]).repeat(len(chosen))[:, None, None] * direction
-        taken_off = put(site, AddHook(pushes))
-        try:
+        ways = torch.tensor([0.0, times, -times]).repeat(len(chosen))[:, None, None]
+        with ExitStack() as hooks:
+            for site, push in pushes.items():
+                hooks.callback(put(site, AddHook(ways * push)))
             told = prompts_end(model, torch.ones(len(rows), dtype=torch.long))
             with torch.inference_mode(False), torch.no_grad(), evaluating(model), told:
                 logits = logits_at(model, given, torch.arange(width))
-        finally:
-            taken_off()
         log_p = log_probabilities(logits)
         for place, text in enumerate(chosen):
             plain, *steered = log_p[3 * place : 3 * place + 3, : len(text.ids) - 1]

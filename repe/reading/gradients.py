@@ -134,6 +134,15 @@ def fisher(samples: Tensor, directions: Tensor) -> Tensor:
     return torch.einsum("nsd,sd->ns", samples, directions).square().mean(0)
 
 
+def information(samples: Tensor, directions: Tensor) -> Tensor:
+    """(sites, sites): the same of pushes at two sites, whose diagonal is `fisher`.
+
+    For pushes of `lengths` at all sites at once, the divergence is half of `lengths @ information @ lengths`.
+    """
+    along = torch.einsum("nsd,sd->ns", samples, directions)
+    return along.T @ along / len(along)
+
+
 def efficiency(gradients: Tensor, samples: Tensor, directions: Tensor) -> Tensor:
     """(sites,): the mean slope for a square root of the Fisher information."""
     return slopes(gradients, directions).mean(0) / fisher(samples, directions).sqrt()

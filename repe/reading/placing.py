@@ -18,14 +18,14 @@ from repe.models.blocks import find_stack
 from repe.models.load import home_of
 from repe.models.logits import check_causal
 from repe.models.tokens import Text
-from repe.reading.dose import dose_of, short_texts
+from repe.reading.dose import dose_of, forecast_doses, short_texts
 from repe.reading.gradients import (
     NotDifferentiableError,
     Question,
     efficiency,
     efficiency_of_random,
-    fisher,
     gradients_of_answers,
+    information,
     samples_of_divergence,
 )
 from repe.reading.vector import ConceptVector
@@ -65,7 +65,7 @@ def dosed(
 ) -> ConceptVector:
     """The vector with its doses: the length at every block that costs 0.1 nats a token, the mean of both signs.
 
-    It is measured at the recommended blocks, one by one, and elsewhere forecast from gradients.
+    It is measured at the recommended blocks, several of them together, and elsewhere forecast from gradients.
 
     Args:
         model, tokenizer: neither is changed. What is attached to the model applies.
@@ -111,12 +111,14 @@ def _weighed(
             f"{error}. Of {vector.concept!r}, reading alone chose the block, and doses of other blocks are unknown",
             stacklevel=4,
         )
-        return dose_of(model, sites, plain, vector, None, {"forecast": str(error)}, progress=progress)
+        unknown = replace(vector, dose=None, coherence=None)  # type: ignore[arg-type]
+        return dose_of(model, sites, plain, unknown, {"forecast": str(error)}, progress=progress)
     if gradients is not None:
         efficient = efficiency(gradients, samples, vector.write)
         vector = _moved(vector, efficient, stack.n_blocks)
         vector = _compared(vector, efficient, gradients.mean(0), samples)
-    return dose_of(model, sites, plain, vector, fisher(samples, vector.write), progress=progress)
+    forecast = forecast_doses(vector, information(samples, vector.write))
+    return dose_of(model, sites, plain, forecast, progress=progress)
 
 
 def questions_of(model: nn.Module, tokenizer: Any, concept: str, count: int = ITEMS) -> list[Question]:

@@ -32,10 +32,11 @@ from repe.models.gguf import Header, is_gguf
 
 PER_DIRECTION = ("write", "read", "center")
 PER_BLOCK = ("scale", "sigma", "norm", "accuracy", "separation", "dose")
-TENSORS = PER_DIRECTION + PER_BLOCK
-ADDED = ("dose",)  # that files of earlier versions lack
-STEERED_BY = ("write", "read", "center", "scale", "sigma", "norm", "dose")
-MAY_BE_UNKNOWN = ("sigma", "accuracy", "separation", "dose")
+PER_TWO_BLOCKS = ("coherence",)
+TENSORS = PER_DIRECTION + PER_BLOCK + PER_TWO_BLOCKS
+ADDED = ("dose", "coherence")  # that files of earlier versions lack
+STEERED_BY = ("write", "read", "center", "scale", "sigma", "norm", "dose", "coherence")
+MAY_BE_UNKNOWN = ("sigma", "accuracy", "separation", "dose", "coherence")
 ROUNDING = 1e-6  # relative: what is left of a float32 direction once it has been taken away from itself
 NORMALISED = 1e-3  # how far `|write|` and `read . write` may be from 1
 SHOWN = ("accuracy", "separation", "scale", "sigma", "norm", "dose")
@@ -67,6 +68,9 @@ class ConceptVector:
         separation: (blocks,), distance of the poles along `read` in sigmas, on held-out pairs; infinite at sigma 0.
         dose: (blocks,), the length along `write` at which plain text diverges by 0.1 nats a token; NaN where unknown,
             everywhere by default.
+        coherence: (blocks, blocks), the correlation of what pushes at two blocks do to the next token of plain text: 1
+            where their costs add up like one push, 0 like two that have nothing to do with each other. NaN where
+            unknown, everywhere by default.
         site, stack: where in the model: see `repe.steer`.
         provenance: how it was made; plain JSON data. Multiples keep it, as the pairs that were measured are the same;
             what is drawn or computed from other vectors names these instead.
@@ -93,10 +97,12 @@ class ConceptVector:
     stack: str = "decoder"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     dose: Tensor = None  # type: ignore[assignment]  # which it is no more once it is made
+    coherence: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.dose is None:
-            object.__setattr__(self, "dose", torch.full((len(self.blocks),), math.nan))
+        for name, ndim in (("dose", 1), ("coherence", 2)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, torch.full((len(self.blocks),) * ndim, math.nan))
         for name in ("blocks", "recommended"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             _check_blocks(name, getattr(self, name))
@@ -104,10 +110,12 @@ class ConceptVector:
             raise ValueError(f"recommended blocks {sorted(strangers)} are not among the vector's blocks {self.blocks}")
         if self.write.ndim != 2:
             raise ValueError(f"`write` has shape {tuple(self.write.shape)}, expected (blocks, d_model)")
-        for name in TENSORS:
-            per_block = (len(self.blocks),)
-            _check_tensor(name, getattr(self, name), (*per_block, self.d_model) if name in PER_DIRECTION else per_block)
+        count = len(self.blocks)
+        shapes = dict.fromkeys(PER_DIRECTION, (count, self.d_model)) | dict.fromkeys(PER_BLOCK, (count,))
+        for name, shape in (shapes | dict.fromkeys(PER_TWO_BLOCKS, (count, count))).items():
+            _check_tensor(name, getattr(self, name), shape)
         _check_normalised(self.write, self.read)
+        _check_correlation(self.coherence)
 
     @property
     def d_model(self) -> int:
@@ -139,10 +147,12 @@ class ConceptVector:
 
         Every block keeps its own `norm`, which is one of activations and not of directions.
         """
-        return self._with_rows([self.row(block)] * len(self.blocks), norm=self.norm)
+        unknown = torch.full_like(self.coherence, math.nan)
+        return self._with_rows([self.row(block)] * len(self.blocks), norm=self.norm, coherence=unknown)
 
     def _with_rows(self, rows: Sequence[int], **changes: Any) -> ConceptVector:
         tensors = {name: getattr(self, name)[list(rows)] for name in TENSORS}
+        tensors |= {name: tensors[name][:, list(rows)] for name in PER_TWO_BLOCKS}
         return replace(self, **(tensors | changes))
 
     # arithmetic, on write * scale
@@ -213,7 +223,7 @@ class ConceptVector:
     def random(cls, like: ConceptVector, seed: int = 0) -> ConceptVector:
         """A control: seeded directions drawn evenly from the sphere, with the lengths of `like` at every block.
 
-        Its `dose` is such a length too, so that the same alpha pushes as far; what it costs is its own.
+        Its `dose` and `coherence` are those of `like`, so that the same alpha pushes as far; what it costs is its own.
         """
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(like.write.shape, generator=generator, dtype=torch.float64)
@@ -224,8 +234,24 @@ class ConceptVector:
             reversed_at=like.scale < 0,
             concept=f"random {seed}",
             dose=like.dose,
+            coherence=like.coherence,
             provenance=_made("random", [like], seed=seed, like=like.concept),
         )
+
+    def cost_of(self, blocks: Sequence[int], doses: Tensor) -> float:
+        """How many doses it costs to push at several blocks at once, by so many (blocks,) at each.
+
+        They are taken to add up where the coherence is not known. NaN where a dose is not known.
+        """
+        rows = [self.row(block) for block in blocks]
+        coherence = self.coherence[rows][:, rows].double()
+        known = torch.ones_like(coherence) if coherence.isnan().any() else coherence
+        return float((doses.double() @ known @ doses.double()).clamp(min=0).sqrt())
+
+    def share_of(self, blocks: Sequence[int]) -> float:
+        """What part of a dose at every one of several blocks costs one dose together; at most the whole of it."""
+        even = torch.full((len(blocks),), 1 / len(blocks))
+        return min(1.0, 1 / max(len(blocks) * self.cost_of(blocks, even), 1e-9))
 
     @property
     def is_written(self) -> bool | None:
@@ -253,12 +279,8 @@ class ConceptVector:
         """
         length = displacement.double().norm(dim=-1) * torch.where(reversed_at, -1, 1)
         write = torch.where(length[:, None] == 0, self.write, displacement / length[:, None]).float()
-        scale = length.float()
-        unknown = torch.full_like(scale, torch.nan)
-        return replace(
-            self, write=write, read=write, scale=scale,
-            **(dict.fromkeys(MAY_BE_UNKNOWN, unknown) | changes),
-        )  # fmt: skip
+        unknown = {name: torch.full_like(getattr(self, name), torch.nan) for name in MAY_BE_UNKNOWN}
+        return replace(self, write=write, read=write, scale=length.float(), **(unknown | changes))
 
     def check_alike(self, other: ConceptVector) -> None:
         """Raises ValueError unless both belong to the same blocks and site of models of one width."""
@@ -434,6 +456,17 @@ def _check_normalised(write: Tensor, read: Tensor) -> None:
         )
     if not ((overlaps - 1).abs() <= NORMALISED + ROUNDING * read.norm(dim=-1)).all():
         raise ValueError(f"`read . write` is 1 at every block, got {_listed(overlaps)}: divide `read` by it")
+
+
+def _check_correlation(coherence: Tensor) -> None:
+    """NaN to NaN, as where it is unknown."""
+    known = coherence.nan_to_num(nan=1.0).double()
+    is_even = (known - known.T).abs() <= NORMALISED
+    if not (is_even & (known.abs() <= 1 + NORMALISED)).all() or ((known.diagonal() - 1).abs() > NORMALISED).any():
+        raise ValueError(
+            f"`coherence` is no correlation of blocks, whose diagonal is 1, the same both ways and at most 1: "
+            f"{[_listed(row) for row in coherence]}"
+        )
 
 
 def _listed(values: Tensor) -> list[float]:

@@ -7,7 +7,7 @@ import pytest
 
 import repe
 from repe.data.items import Item, load_items
-from repe.measuring.calibrate import _places, halves
+from repe.measuring.calibrate import _placed, halves
 from repe.measuring.costs import costs
 from repe.measuring.sweep import sweep
 from repe.measuring.tasks import items_of, texts_of
@@ -49,13 +49,13 @@ def test_a_block_is_chosen_by_what_writing_does_there(calibrated):
     """Block 1 reads as well as block 3, and writing there does next to nothing."""
     _, calibration = calibrated
     for setting, sign in ((calibration.more, 1), (calibration.less, -1)):
-        assert setting.trial.block == 3
+        assert setting.trial.blocks == (3,)
         assert setting.vector.recommended == (3,)
         assert sign * setting.alpha > 0
         assert setting.test.gain.low > 0.5
         assert setting.test.loss.value <= calibration.budget
-        read = {trial.block: trial.accuracy for trial in setting.trials}
-        gained = {trial.block: trial.validation.gain.value for trial in setting.trials}
+        read = {trial.blocks[0]: trial.accuracy for trial in setting.trials}
+        gained = {trial.blocks[0]: trial.validation.gain.value for trial in setting.trials}
         assert read[1] > 0.99
         assert gained[1] < 0.6 * gained[3]
 
@@ -64,17 +64,28 @@ def test_only_what_is_forecast_to_be_best_is_tried(loaded_testbed):
     model, tokenizer = loaded_testbed
     poles = read_poles(model, tokenizer, "honesty")
     vectors, items = {name: poles.fitted(name) for name in ("mean", "probe")}, items_of("honesty", model)[::8]
-    how = {"alignment": items, "neutral": texts_of("neutral", model), "blocks_at": None}
+    how = {"alignment": items, "neutral": texts_of("neutral", model), "blocks_at": None, "progress": False}
     found = repe.forecast(model, tokenizer, vectors, **how)
-    (((name, vector),)) = _places(model, tokenizer, vectors, 1, **how).items()
-    assert (name, *vector.recommended) == found.best
-    assert vector.dose[vector.row(vector.recommended[0])] > 0
-    assert sum(len(v.recommended) for v in _places(model, tokenizer, vectors, None, **how).values()) == 12
+    tried = _placed(model, tokenizer, vectors, 5, **how)
+    assert [(v.provenance["reader"], v.recommended) for v in tried] == found.ranked()[:5]
+    assert any(len(v.recommended) > 1 for v in tried)
+    assert all(v.provenance["dose"]["measured"] for v in tried)
+    assert len(_placed(model, tokenizer, vectors, None, **how)) == 12
+
+
+def test_blocks_in_a_row_are_tried_together_with_the_others(loaded_testbed):
+    """What is said of the chosen ones is what steering there does, at doses that were measured together."""
+    found = repe.calibrate(*loaded_testbed, "honesty", readers="mean", tried=2, blocks=[2, 3, 4], requests=None)
+    together = [trial for trial in found.more.trials if trial.blocks == (2, 3)]
+    assert len(found.more.trials) == 2
+    assert len(together) == 1
+    assert together[0].where == "blocks 2 to 3"
+    assert together[0].validation.gain.low > 0.3
 
 
 def test_the_farthest_alpha_is_where_the_divergence_reaches_the_limit(calibrated, loaded_testbed):
     model, tokenizer = loaded_testbed
-    trial = next(t for t in calibrated[1].more.trials if t.block == 3)
+    trial = next(t for t in calibrated[1].more.trials if t.blocks == (3,))
     texts = texts_of("neutral", model)[:24]
     vector = replace(calibrated[1].more.vector, recommended=(3,))
     p95 = costs(model, tokenizer, vector, texts, [0.0, trial.farthest]).kl_p95[1]

@@ -268,7 +268,7 @@ def test_a_calibration_is_drawn_by_reader_with_what_was_chosen_ringed():
     for panel, value in ((upper, lambda t: t.accuracy), (lower, lambda t: t.validation.gain.value)):
         for reader in ("mean", "pca"):
             (line,) = lines(panel, reader)
-            expected = [(t.block, value(t)) for t in found.more.trials if t.reader == reader]
+            expected = [(t.blocks[0], value(t)) for t in found.more.trials if t.reader == reader]
             np.testing.assert_allclose(line.get_xydata(), expected)
         (mark,) = lines(panel, "chosen: alpha 2.5, by pca")
         np.testing.assert_allclose(mark.get_xydata(), [(2, value(found.more.trial))])

@@ -1,8 +1,9 @@
 """Doses: what a strength of 1 costs is what was said, on a model of any family."""
 
 import math
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from transformers import BertConfig, BertModel
 
 import repe
 from repe.models.blocks import find_stack
-from repe.reading.dose import short_texts
+from repe.reading.dose import forecast_doses, short_texts
+from repe.reading.gradients import information, samples_of_divergence
 from repe.reading.placing import dosed
+from repe.steering.edit import Edit
 from tests import oracles, zoo
 
 TEXTS = ["a text of some length", "another one, longer than the first", "and a third", "short"]
@@ -24,14 +27,17 @@ def model_of(family: str) -> Any:
 
 
 @torch.no_grad()
-def cost_of(model: Any, texts: Any, push: torch.Tensor, block: int) -> float:
-    """Nats a token of texts that stand alone, pushed by a plain hook either way."""
+def cost_of(model: Any, texts: Any, pushes: dict[int, torch.Tensor]) -> float:
+    """Nats a token of texts that stand alone, pushed at blocks by plain hooks either way."""
     found = []
     for text in texts:
         ids = torch.tensor([text.ids[:-1]])
         plain = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
         for sign in (1, -1):
-            with oracles.changed(find_stack(model).blocks[block], lambda hidden, s=sign: hidden + s * push):
+            with ExitStack() as hooks:
+                for block, push in pushes.items():
+                    add = partial(torch.add, sign * push)
+                    hooks.enter_context(oracles.changed(find_stack(model).blocks[block], add))
                 steered = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
             found.append(float((plain.exp() * (plain - steered)).sum(-1).mean()))
     return sum(found) / len(found)
@@ -44,9 +50,54 @@ def test_a_dose_costs_a_tenth_of_a_nat_where_it_is_recommended(family: str, bloc
     vector = dosed(model, tokenizer, oracles.vector(recommended=(block,)), TEXTS)
     row = vector.row(block)
     push = vector.dose[row] * vector.write[row]
-    assert cost_of(model, short_texts(model, tokenizer, TEXTS), push, block) == pytest.approx(0.1, rel=0.1)
+    assert cost_of(model, short_texts(model, tokenizer, TEXTS), {block: push}) == pytest.approx(0.1, rel=0.1)
     assert str(block) in vector.provenance["dose"]["measured"]
     assert (vector.dose > 0).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_several_blocks_that_are_recommended_cost_a_dose_together(family: str) -> None:
+    model, tokenizer = model_of(family), zoo.tokenizer()
+    vector = dosed(model, tokenizer, oracles.vector(recommended=(1, 2, 3)), TEXTS)
+    assert [*vector.provenance["dose"]["measured"]] == ["1, 2, 3"]
+    lengths = Edit.of(vector).on(find_stack(model)).lengths
+    pushes = {block: length * vector.write[block] for block, (length, _) in lengths.items()}
+    assert cost_of(model, short_texts(model, tokenizer, TEXTS), pushes) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("blocks", [(0,), (0, 1), (1, 3), (0, 1, 2, 3)])
+def test_a_small_strength_costs_what_is_expected_of_it_at_any_blocks(blocks: tuple[int, ...], tokenizer: Any) -> None:
+    """Of random directions, whose costs are hardly alike: shares that sum to 1 would cost half of it or less."""
+    model, alpha = model_of("llama"), 0.1
+    samples_of = partial(samples_of_divergence, model, find_stack(model).blocks, draws=200)
+    texts, vector = short_texts(model, tokenizer, TEXTS), oracles.vector()
+    vector = forecast_doses(vector, information(samples_of(texts), vector.write))
+    placement = Edit.of(vector, blocks=blocks).on(find_stack(model))
+    pushes = {b: alpha * length * vector.write[b] for b, (length, _) in placement.lengths.items()}
+    assert placement.divergence(alpha) == pytest.approx(0.1 * alpha**2)
+    assert cost_of(model, texts, pushes) == pytest.approx(placement.divergence(alpha), rel=0.15)
+    together = vector.cost_of(blocks, torch.full((len(blocks),), 1 / len(blocks)))
+    assert len(blocks) == 1 or together < 0.9
+
+
+@pytest.mark.parametrize("unit", ["kl", "gap"])
+def test_a_random_vector_is_pushed_as_far_as_the_one_it_stands_for(unit: str, tokenizer: Any) -> None:
+    model = model_of("llama")
+    vector = dosed(model, tokenizer, oracles.vector(recommended=(1, 2)), TEXTS)
+    random = repe.ConceptVector.random(vector, 3)
+    own, other = (Edit.of(v, unit=unit).on(find_stack(model)).lengths for v in (vector, random))
+    assert {b: length for b, (length, _) in own.items()} == pytest.approx({b: x for b, (x, _) in other.items()})
+
+
+def test_two_concepts_at_several_blocks_cost_what_each_does(tokenizer: Any) -> None:
+    """In doses, as two sides of a right angle: random directions have next to nothing to do with each other."""
+    model, alpha = model_of("llama"), 0.1
+    pair = [dosed(model, tokenizer, oracles.vector(seed, recommended=(1, 2, 3)), TEXTS) for seed in (0, 1)]
+    placement = Edit.of(pair).on(find_stack(model))
+    assert placement.divergence(alpha) == pytest.approx(0.2 * alpha**2)
+    pushes = {b: sum(alpha * v.share_of((1, 2, 3)) * v.dose[b] * v.write[b] for v in pair) for b in (1, 2, 3)}
+    found = cost_of(model, short_texts(model, tokenizer, TEXTS), pushes)
+    assert found == pytest.approx(placement.divergence(alpha), rel=0.5)
 
 
 def test_a_dose_elsewhere_is_forecast_and_near(tokenizer: Any) -> None:
@@ -54,7 +105,7 @@ def test_a_dose_elsewhere_is_forecast_and_near(tokenizer: Any) -> None:
     vector = dosed(model, tokenizer, oracles.vector(recommended=(2,)), TEXTS)
     for block in (1, 3):
         push = vector.dose[block] * vector.write[block]
-        assert 0.02 < cost_of(model, short_texts(model, tokenizer, TEXTS), push, block) < 0.5
+        assert 0.02 < cost_of(model, short_texts(model, tokenizer, TEXTS), {block: push}) < 0.5
 
 
 def test_a_strength_of_one_adds_a_dose(tokenizer: Any) -> None:

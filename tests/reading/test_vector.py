@@ -16,7 +16,7 @@ from torch import Tensor
 
 import repe.models.files
 import repe.reading.vector
-from repe.reading.vector import ADDED, MAY_BE_UNKNOWN, PER_BLOCK, PER_DIRECTION, ConceptVector
+from repe.reading.vector import ADDED, MAY_BE_UNKNOWN, PER_BLOCK, PER_DIRECTION, TENSORS, ConceptVector
 
 D, BLOCKS = 12, (2, 5, 7)
 PROVENANCE = {
@@ -37,7 +37,9 @@ def concept(seed: int = 0, blocks=BLOCKS, d=D, **changes) -> ConceptVector:
     write = write / write.norm(dim=-1, keepdim=True)
     read = write + 0.5 * (other - (other * write).sum(-1, keepdim=True) * write)
     per_block = dict(zip(PER_BLOCK, 0.5 + torch.rand(len(PER_BLOCK), len(blocks), generator=generator), strict=True))
-    given = {"write": write, "read": read, "center": center, **per_block, "provenance": PROVENANCE}
+    coherence = torch.corrcoef(torch.randn(len(blocks), 8, generator=generator)).reshape(len(blocks), -1)
+    given = {"write": write, "read": read, "center": center, **per_block, "coherence": coherence.fill_diagonal_(1)}
+    given |= {"provenance": PROVENANCE}
     return ConceptVector(**{"concept": f"c{seed}", "blocks": blocks, "recommended": blocks[1:2], **given, **changes})
 
 
@@ -281,6 +283,7 @@ def test_at_takes_rows_in_the_order_named():
     assert taken.blocks == taken.recommended == (7, 2)
     for name in PER_DIRECTION + PER_BLOCK:
         assert torch.equal(getattr(taken, name), getattr(v, name)[[2, 0]])
+    assert torch.equal(taken.coherence, v.coherence[[2, 0]][:, [2, 0]])
     with pytest.raises(IndexError, match=r"the vector 'c0' has no block 3: it holds \[2, 5, 7\]"):
         v.at(2, 3)
     with pytest.raises(ValueError, match=r"`blocks` holds at least one block number, none twice"):
@@ -294,6 +297,7 @@ def test_spread_has_one_direction_everywhere_and_each_blocks_own_norm():
     for name in PER_DIRECTION + PER_BLOCK:
         expected = v.norm if name == "norm" else getattr(v, name)[[1, 1, 1]]
         assert torch.equal(getattr(everywhere, name), expected)
+    assert everywhere.coherence.isnan().all()
     with pytest.raises(IndexError, match="has no block 4"):
         v.spread(4)
 
@@ -451,7 +455,7 @@ def header_of(tmp_path) -> dict:
 
 
 def tensors_of() -> dict[str, Tensor]:
-    return {name: getattr(concept(), name) for name in PER_DIRECTION + PER_BLOCK}
+    return {name: getattr(concept(), name) for name in TENSORS}
 
 
 def test_the_parts_that_hostile_files_are_made_of_are_themselves_good(tmp_path):
@@ -508,7 +512,7 @@ def test_a_file_without_our_header_is_refused(tmp_path):
     refused(tmp_path / "v.safetensors", save(tensors_of(), metadata={"format": "pt"}), "it has no `repe` header")
 
 
-@pytest.mark.parametrize("name", PER_DIRECTION + PER_BLOCK)
+@pytest.mark.parametrize("name", TENSORS)
 def test_a_tensor_that_is_missing_or_wrong_is_refused(name, tmp_path):
     good, header = tensors_of(), json.dumps(header_of(tmp_path))
     wrong = [
@@ -540,8 +544,10 @@ def test_a_file_of_an_earlier_version_is_read_and_what_it_lacks_is_unknown(tmp_p
     path, header = tmp_path / "v.safetensors", json.dumps(header_of(tmp_path))
     save_file({k: v for k, v in tensors_of().items() if k not in ADDED}, path, metadata={"repe": header})
     for found in (ConceptVector.load(path), ConceptVector.from_json(older(ConceptVector.load(path).to_json()))):
-        assert found.dose.isnan().all()
-        assert_same(replace(found, dose=concept().dose), concept(concept="c", provenance={}))
+        assert all(getattr(found, name).isnan().all() for name in ADDED)
+        assert_same(
+            replace(found, **{name: getattr(concept(), name) for name in ADDED}), concept(concept="c", provenance={})
+        )
 
 
 def older(data):
@@ -551,6 +557,28 @@ def older(data):
 def test_a_dose_is_a_length():
     with pytest.raises(ValueError, match="`dose` holds negative lengths"):
         concept(dose=-torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[[1.0, 0.5], [0.2, 1.0]], [[0.9, 0.5], [0.5, 0.9]], [[1.0, 2.0], [2.0, 1.0]]],
+    ids=["one way", "self", "big"],
+)
+def test_a_coherence_is_a_correlation(wrong):
+    with pytest.raises(ValueError, match="`coherence` is no correlation"):
+        concept(blocks=(2, 5), coherence=torch.tensor(wrong))
+
+
+def test_pushes_add_up_where_their_coherence_is_not_known_and_less_where_it_is():
+    """By hand: of two unit pushes of correlation r, half of each is as long as the root of (1 + r) / 2."""
+    doses = torch.tensor([0.5, 0.5])
+    unknown, known = concept(coherence=None), concept()
+    assert (unknown.cost_of((2, 7), doses), unknown.share_of((2, 7))) == (1.0, 0.5)
+    r = float(known.coherence[0, 2])
+    assert known.cost_of((2, 7), doses) == pytest.approx(math.sqrt((1 + r) / 2))
+    assert known.share_of((2, 7)) == pytest.approx(0.5 / math.sqrt((1 + r) / 2))
+    opposed = concept(blocks=(2, 7), coherence=torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    assert opposed.share_of((2, 7)) == 1.0
 
 
 def test_a_failure_while_writing_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
@@ -609,5 +637,5 @@ def test_provenance_that_is_no_json_leaves_the_old_file(tmp_path):
 
 def test_it_is_a_plain_safetensors_file(tmp_path):
     stored = load_file(concept().save(tmp_path / "v.safetensors"))
-    assert set(stored) == {*PER_DIRECTION, *PER_BLOCK}
+    assert set(stored) == {*TENSORS}
     assert {t.dtype for t in stored.values()} == {torch.float32}
