@@ -9,8 +9,10 @@ import numpy as np
 
 import repe
 from repe.display import Table
-from repe.measuring import Scores, sweep
+from repe.measuring import Scores, side_effects, sweep
+from repe.measuring.curve import REQUESTS
 from repe.measuring.intervals import Array, Measured, proportion
+from repe.measuring.side_effects import PAIRS
 from repe.measuring.tasks import asked
 from repe.reading.placing import spread
 from repe.real.bench import Bench, Row, kept, table
@@ -57,9 +59,21 @@ def steered(bench: Bench, concept: str) -> Row:
     }
 
 
+def refused(bench: Bench, concept: str) -> Row:
+    """What alpha 1 does to refusing; of the cosine, that at the first recommended block."""
+    count = bench.at_most(PAIRS)
+    found = side_effects(bench.model, bench.tokenizer, bench.vector(concept), [1.0], pairs=count)
+    if found.cosine is None or found.random is None:
+        return {"refusals": found.not_measured}
+    shares = {f"{name} at {alpha}": kept(found.estimates(name)[alpha]) for name in REQUESTS for alpha in (0, 1)}
+    return {"cosine with refusal": float(found.cosine[0]), "random within": found.random, **shares}
+
+
 def of_items(scores: Scores, values: Array) -> Measured:
     return Measured(ALPHAS, values, scores.groups)
 
 
-GROUPS: Mapping[str, Callable[[Bench, str], Row]] = {"read and written": written, "steered": steered}
+GROUPS: Mapping[str, Callable[[Bench, str], Row]] = {
+    "read and written": written, "steered": steered, "side effects, of requests how many are refused": refused
+}  # fmt: skip
 """By their titles, functions of a bench and a concept that measure the columns of a table."""
