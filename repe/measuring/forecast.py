@@ -20,13 +20,14 @@ from repe import display
 from repe.data.catalogue import Pairs
 from repe.data.items import Item
 from repe.display import bar_of
+from repe.measuring.answerable import answerable
 from repe.measuring.chance import DRAWS, ITEMS, Sensitivity
 from repe.measuring.costs import costs_at, plain_texts
-from repe.measuring.curve import ByValue
+from repe.measuring.curve import ByValue, LeftOut
 from repe.measuring.intervals import Array, Estimate, Measured
 from repe.measuring.scoring import TransformersScorer
 from repe.measuring.sweep import Exam
-from repe.measuring.tasks import Task, asked, texts_of
+from repe.measuring.tasks import Task, asked, called, texts_of
 from repe.models.blocks import find_stack
 from repe.models.logits import check_causal
 from repe.models.tokens import Text
@@ -65,6 +66,7 @@ class Forecast(ByValue):
         random: (blocks,), the efficiency that 95% of random directions stay below.
         accuracy: held-out pairs that are read rightly, NaN where unknown.
         scope: the tokens that are edited.
+        left_out: how many behaviour items were not asked, and why.
 
     Example:
         >>> found = repe.forecast(model, tokenizer, "honesty", readers="mean", items=12)
@@ -85,6 +87,7 @@ class Forecast(ByValue):
     random: Array
     accuracy: Array
     scope: str
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def best(self) -> tuple[str, int]:
@@ -124,7 +127,7 @@ class Forecast(ByValue):
             for i, number in enumerate(self.blocks)
         ]  # fmt: skip
         heads = ["block", "efficiency", "nats a dose", "wrong way", "above random", "dose", "read rightly"]
-        return display.table(title, heads, shown)
+        return display.table(title, heads, shown, "\n".join(map(str, self.left_out)))
 
     def __str__(self) -> str:
         return str(self._table())
@@ -146,6 +149,7 @@ def forecast(
     blocks: Any = "all",
     scope: Scope = "all",
     letters: bool = False,
+    all_items: bool = False,
     items: int = ITEMS,
     draws: int = DRAWS,
     seed: int = 0,
@@ -158,7 +162,7 @@ def forecast(
         model, tokenizer: neither is changed. What is attached to the model applies.
         concept: a name, the path of a file, pairs, a vector, or several vectors by name.
         readers: what is fitted where pairs are given, as in `repe.extract`.
-        alignment, letters: the behaviour items, as in `repe.tradeoff`; the concept's own by default.
+        alignment, letters, all_items: the behaviour items, as in `repe.tradeoff`; the concept's own by default.
         neutral: plain texts, as in `repe.tradeoff`; twenty of them are read, of each the first 64 tokens.
         blocks: at which to fit, where pairs are given.
         scope: the tokens that would be edited, as in `repe.steer`.
@@ -171,7 +175,7 @@ def forecast(
 
     Raises:
         ValueError: the concept has no behaviour items and none are given, a model without a next token, a scope that is
-            a mask or holds no token that could be edited, or what `repe.extract` raises.
+            a mask or holds no token that could be edited, nearly all items left out, or what `repe.extract` raises.
         IndexError: the scope names a position before the start of a prompt.
 
     Warns:
@@ -195,10 +199,13 @@ def forecast(
             "steer along: give more pairs, or others"
         )
     behaviour = first.concept if alignment is None else alignment
-    questions = spread(asked(behaviour, model, letters=letters), items)
     stack, texts = find_stack(model, first.stack, blocks_at), texts_of(neutral, model)
     sites = [stack.site(first.site, block) for block in first.blocks]
     scope = Edit.of(first, scope=scope, unit="raw").scope
+    scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, progress=False)
+    task, name = {"alignment": asked(behaviour, model, letters=letters)}, called(behaviour, first.concept)
+    kept, left_out = (task, ()) if all_items else answerable(scorer, tokenizer, task, scope, {"alignment": name})
+    questions = spread(kept["alignment"], items)
     try:
         found = Sensitivity.of(
             model, tokenizer, sites, questions, texts, scope, draws=draws, seed=seed, progress=progress
@@ -207,10 +214,10 @@ def forecast(
         chance = _random(found, seed)
     except NotDifferentiableError as error:
         warnings.warn(f"{error}. Every block is steered along instead, and random directions are not", stacklevel=2)
-        scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, progress=False)
         weighed = _steered(scorer, vectors, questions, texts[::2][:TEXTS], scope, progress)
         chance = torch.full((1, len(sites)), math.nan, dtype=torch.float64)
-    return _forecast(first.concept, vectors, weighed, chance, [item.group for item in questions], repr(scope), seed)
+    groups = [item.group for item in questions]
+    return _forecast(first.concept, vectors, weighed, chance, groups, repr(scope), seed, left_out)
 
 
 def _vectors(
@@ -261,6 +268,7 @@ def _forecast(
     groups: Sequence[str],
     scope: str,
     seed: int,
+    left_out: tuple[LeftOut, ...],
 ) -> Forecast:
     rows: dict[str, list[Array]] = {
         name: [] for name in ("slope", "dose", "efficiency", "low", "high", "wrong", "place")
@@ -285,6 +293,7 @@ def _forecast(
         random=chance.quantile(UNUSUAL, dim=0).numpy(),
         accuracy=np.stack([vector.accuracy.double().numpy() for vector in vectors.values()]),
         scope=scope,
+        left_out=left_out,
         **{name: np.where(unusable, math.nan, np.stack(values)) for name, values in rows.items()},
     )
 
