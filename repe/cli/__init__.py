@@ -251,6 +251,7 @@ def tradeoff(
     ] = None,
     budget: ask.Budget = 0.05,
     letters: ask.Letters = False,
+    all_items: ask.AllItems = False,
     requests: ask.Requests = "requests",
     **editing: Unpack[ask.Editing],
 ) -> Answer:
@@ -267,14 +268,14 @@ def tradeoff(
 
     curve = tradeoff(
         loaded, tokenizer, ask.vector_of(loaded, tokenizer, concept), alphas, alignment=alignment,
-        helpfulness=helpfulness, neutral=neutral, controls=controls, letters=letters,
+        helpfulness=helpfulness, neutral=neutral, controls=controls, letters=letters, all_items=all_items,
         requests=ask.unless_none(requests), resume=resume, progress=is_watched(), **options,
     )  # fmt: skip
     files = {"scores": out and curve.save(out), "picture": plot and draw(curve, plot, budget)}
     best = curve.best(budget)
     data = {"concept": curve.concept, "curve": curve.columns, "fits": curve.fits, "best": best, "files": files}
     made = "".join(f"\n{what}: {path}" for what, path in files.items() if path)
-    data |= {"side_effects": curve.side_effects, "provenance": curve.provenance}
+    data |= {"left_out": curve.left_out, "side_effects": curve.side_effects, "provenance": curve.provenance}
     return Answer(data, f"{curve}\n\n{curve.fits}\n\nto use: {best}{made}")
 
 
@@ -291,6 +292,7 @@ def calibrate(
     limit: Annotated[float, typer.Option(help="Of the divergence, in nats a token.")] = 1.0,
     budget: ask.Budget = 0.05,
     letters: ask.Letters = False,
+    all_items: ask.AllItems = False,
     requests: ask.Requests = "requests",
     seed: ask.Seed = 0,
     **editing: Unpack[ask.Editing],
@@ -305,8 +307,8 @@ def calibrate(
 
     found = calibrate(
         loaded, tokenizer, concept, alignment=alignment, helpfulness=helpfulness,
-        neutral=neutral, limit=limit, budget=budget, letters=letters, requests=ask.unless_none(requests), seed=seed,
-        progress=is_watched(), **options,
+        neutral=neutral, limit=limit, budget=budget, letters=letters, all_items=all_items,
+        requests=ask.unless_none(requests), seed=seed, progress=is_watched(), **options,
     )  # fmt: skip
     if out is not None and not found.more.alpha:
         raise ValueError(f"{found.more}, so there is no vector to save")
@@ -321,7 +323,8 @@ def calibrate(
         }
         for name, s in (("more", found.more), ("less", found.less))
     }
-    data = {"concept": found.concept, "limit": limit, "budget": budget, **settings, "file": path}
+    data = {"concept": found.concept, "limit": limit, "budget": budget, **settings, "left_out": found.left_out}
+    data |= {"file": path}
     return Answer(data, f"{found}\nsaved: {path}" if path else str(found))
 
 

@@ -162,6 +162,8 @@ Alignment = Annotated[str | None, typer.Option(
 Skills = Annotated[str, typer.Option(metavar="TASK", help=f"Items with one right answer: {A_TASK}")]
 Neutral = Annotated[str, typer.Option(metavar="TASK", help=f"Texts on which the divergence is measured: {A_TASK}")]
 Letters = Annotated[bool, typer.Option(help="Ask items for an option's letter where they do, not in words.")]
+AllItems = Annotated[bool, typer.Option(
+    "--all-items", help="Measure also on items that tell nothing, as their answer does not follow or cannot move.")]
 Requests = Annotated[str, typer.Option(
     metavar="TASK", help="Pairs of requests, by which it is told what becomes of refusing; none for none.")]
 Budget = Annotated[float, typer.Option(help="The share of helpfulness that may be lost.")]

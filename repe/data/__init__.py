@@ -7,6 +7,7 @@ from repe.data.audit import Audit, audit
 from repe.data.catalogue import Pairs, concept_of, concepts, find, find_task, has
 from repe.data.concept import Concept, load_concept
 from repe.data.items import Item, RequestPair, load_items, load_requests, load_texts
+from repe.data.letters import turned
 from repe.data.pairs import ContrastPair, split
 from repe.data.worded import worded
 
@@ -28,5 +29,6 @@ __all__ = [
     "load_requests",
     "load_texts",
     "split",
+    "turned",
     "worded",
 ]

@@ -7,13 +7,10 @@ nothing moves it. It may well know which of the texts is right.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
-from dataclasses import replace
 
 from repe.data.items import Item
-
-OPTION = re.compile(r"\s*\(([A-Z])\)\s+(.+?)(?=\s*\([A-Z]\)|\s*Answer with|\s*$)", re.DOTALL)
+from repe.data.letters import asking, places, question
 
 
 def worded(items: Iterable[Item]) -> list[Item]:
@@ -34,12 +31,9 @@ def worded(items: Iterable[Item]) -> list[Item]:
 
 
 def _in_words(item: Item) -> Item:
-    is_text = isinstance(item.prompt, str)
-    asked = str(item.prompt if is_text else item.prompt[-1]["content"])  # type: ignore[index]
-    found = {match[1]: match for match in OPTION.finditer(asked)}
-    letters = [option.strip() for option in item.options]
-    if sorted(found) != sorted(letters):
+    found = {place[1]: place for place in places(item)}
+    if not found:
         return item
-    question = asked[: min(match.start() for match in found.values())].rstrip()
-    prompt = question if is_text else (*item.prompt[:-1], {**dict(item.prompt[-1]), "content": question})  # type: ignore[arg-type]
-    return replace(item, prompt=prompt, options=tuple(found[letter][2].strip() for letter in letters))
+    start = min(place.start() for place in found.values())
+    options = tuple(found[option.strip()][2].strip() for option in item.options)
+    return asking(item, question(item)[:start].rstrip(), options)

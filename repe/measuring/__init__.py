@@ -6,7 +6,7 @@ and what judges texts is in `repe.measuring.judges`.
 
 from repe.data.answers import Answer
 from repe.measuring.costs import costs
-from repe.measuring.curve import Costs, Scores, SideEffects
+from repe.measuring.curve import Costs, LeftOut, Scores, SideEffects
 from repe.measuring.scoring import Likelihoods, Scorer, TransformersScorer, log_likelihoods
 from repe.measuring.side_effects import side_effects
 from repe.measuring.sweep import sweep
@@ -18,6 +18,7 @@ __all__ = [
     "Answer",
     "Costs",
     "Judgement",
+    "LeftOut",
     "Likelihoods",
     "Scorer",
     "Scores",

@@ -22,16 +22,17 @@ from repe.data.answers import Answer
 from repe.data.catalogue import Pairs, concept_of
 from repe.data.items import Item, RequestPair
 from repe.display import bar_of
+from repe.measuring.answerable import answerable
 from repe.measuring.choice import UNCHANGED, Outcome, affordable, first_half
 from repe.measuring.costs import costs_at, plain_texts
-from repe.measuring.curve import SideEffects
+from repe.measuring.curve import LeftOut, SideEffects
 from repe.measuring.fanout import BATCH_TOKENS
 from repe.measuring.forecast import READERS, forecast
 from repe.measuring.intervals import FEWEST_CLUSTERS, Array, Measured, clusters_of
 from repe.measuring.scoring import TransformersScorer
 from repe.measuring.side_effects import Requests, requests_of, side_effects_at
 from repe.measuring.sweep import Exam
-from repe.measuring.tasks import Task, asked, texts_of
+from repe.measuring.tasks import Task, asked, called, texts_of
 from repe.models.blocks import find_stack
 from repe.models.load import home_of
 from repe.reading.dose import dose_of, short_texts
@@ -39,6 +40,7 @@ from repe.reading.extract import read_poles
 from repe.reading.placing import dosed
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, EditOptions, spells_options
+from repe.steering.scope import check_scope
 from repe.steering.steer import edit_of
 
 TRIED = 3
@@ -115,17 +117,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The settings for more and for less of a concept, under a limit of the divergence and a budget of helpfulness."""
+    """The settings for more and for less of a concept, under a limit of the divergence and a budget of helpfulness.
+
+    `left_out` says how many items of the tasks were not measured on, and why.
+    """
 
     concept: str
     limit: float
     budget: float
     more: Setting
     less: Setting
+    left_out: tuple[LeftOut, ...] = ()
 
     def __str__(self) -> str:
         head = f"{self.concept}, at most {self.limit:g} nats a token and {self.budget:.0%} of helpfulness"
-        return f"{head}\n  more: {self.more}\n  less: {self.less}"
+        return "\n  ".join([head, f"more: {self.more}", f"less: {self.less}", *map(str, self.left_out)])
 
     __repr__ = __str__
 
@@ -145,6 +151,7 @@ def calibrate(
     budget: float = 0.05,
     seed: int = 0,
     letters: bool = False,
+    all_items: bool = False,
     requests: Requests = "requests",
     batch_tokens: int = BATCH_TOKENS,
     blocks_at: str | None = None,
@@ -159,7 +166,7 @@ def calibrate(
         readers: that are compared, as in `repe.extract`.
         tried: how many ways are steered along, a reader at a block or at several in a row: those that `repe.forecast`
             finds most efficient; None for every reader at every single block.
-        alignment, helpfulness, neutral, letters: what is measured on, as in `repe.tradeoff`.
+        alignment, helpfulness, neutral, letters, all_items: what is measured on, as in `repe.tradeoff`.
         limit: of the 95th percentile of a token's divergence from the unsteered model on neutral texts, in nats.
         budget: of helpfulness that may be lost, by the upper end of the interval.
         seed: of the split of both tasks into validation and test halves; what shares a group stays together.
@@ -192,32 +199,35 @@ def calibrate(
         raise ValueError(f"limit (nats) and budget (a share) are positive, got {limit} and {budget}")
     source = concept_of(concept, home_of(model))
     behaviour = source.name if alignment is None else alignment
-    aligned, helpful = (asked(task, model, letters=letters) for task in (behaviour, helpfulness))
+    given = {"alignment": behaviour, "helpfulness": helpfulness}
+    tasks: Mapping[str, Sequence[Item]] = {name: asked(task, model, letters=letters) for name, task in given.items()}
     texts, pairs = list(texts_of(neutral, model))[:TEXTS], requests_of(requests, model)
     if not texts:
         raise ValueError("calibration needs neutral texts, on which the divergence is limited: got none")
     chosen = options.pop("blocks", "all")
     blocks = "all" if isinstance(chosen, str) and chosen == "auto" else chosen
     site, stack = options.get("site") or "block", options.get("stack") or "decoder"
-    halved = halves(aligned, helpful, seed)
+    scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)
+    scope = check_scope(options.get("scope", "all"))
+    names = {"alignment": called(behaviour, source.name), "helpfulness": called(helpfulness, "helpfulness")}
+    tasks, left_out = (tasks, ()) if all_items else answerable(scorer, tokenizer, tasks, scope, names)
+    halved = halves(tasks["alignment"], tasks["helpfulness"], seed)
     poles = read_poles(
         model, tokenizer, source, blocks=blocks, site=site, stack=stack, blocks_at=blocks_at, progress=progress
     )
     vectors = _placed(
         model, tokenizer, {name: poles.fitted(name) for name in readers}, tried,
-        alignment=halved[0][0], neutral=texts, scope=options.get("scope", "all"), letters=letters, seed=seed,
-        blocks_at=blocks_at,
-        progress=progress,
+        alignment=halved[0][0], neutral=texts, scope=scope, letters=letters, all_items=True, seed=seed,
+        blocks_at=blocks_at, progress=progress,
     )  # fmt: skip
     edits = [edit_of(model, vector, **options) for vector in vectors]
-    scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens)
     search = Search(scorer, plain_texts(tokenizer, texts, edits[0].scope), limit, budget, seed)
     first, second = (Exam(tokenizer, dict(zip(("alignment", "helpfulness"), half, strict=True))) for half in halved)
     with bar_of(total=2 * len(edits), desc="calibrate", progress=progress) as bar:
         more, less = (search.setting(edits, first, second, sign, bar) for sign in (1, -1))
     if pairs:
         more, less = (search.with_side_effects(setting, pairs, **options) for setting in (more, less))
-    return Calibration(source.name, limit, budget, more, less)
+    return Calibration(source.name, limit, budget, more, less, left_out)
 
 
 def _placed(

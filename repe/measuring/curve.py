@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -342,6 +342,29 @@ def _percent(share: Estimate) -> str:
     return f"{share.value:.0%} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """How many of a task's items were left out, and why.
+
+    Example:
+        >>> print(LeftOut("happiness", 24, 46, "the answer does not follow when the options change places"))
+        24 of 46 items of happiness left out: the answer does not follow when the options change places
+    """
+
+    task: str
+    count: int
+    items: int
+    why: str
+
+    def __post_init__(self) -> None:
+        texts_in("task and why", [self.task, self.why])
+        if not all(type(n) is int for n in (self.count, self.items)) or not 0 < self.count <= self.items:
+            raise ValueError(f"of a task's items, some or all are left out; got {self.count!r} of {self.items!r}")
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.items} items of {self.task} left out: {self.why}"
+
+
 @dataclass(frozen=True, eq=False)
 class TradeoffCurve(ByValue):
     """Behaviour, helpfulness and costs of steering along a concept, over the strength.
@@ -353,6 +376,7 @@ class TradeoffCurve(ByValue):
         helpfulness: the skill items' scores.
         costs, control, baseline: what else was measured.
         side_effects: what steering does to refusing, at the strength that `best` recommends, or near 1.
+        left_out: how many items of the tasks were not measured on, and why.
         provenance: how it was made; plain JSON data.
 
     Example:
@@ -371,6 +395,7 @@ class TradeoffCurve(ByValue):
     control: Control | None = None
     baseline: Baseline | None = None
     side_effects: SideEffects | None = None
+    left_out: tuple[LeftOut, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -384,6 +409,9 @@ class TradeoffCurve(ByValue):
         for name in ("alignment", "helpfulness"):
             check_scores(name, getattr(self, name), len(self.alphas), "alphas")
         check_kind("costs", self.costs, Costs)
+        freeze(self, "left_out", tuple(self.left_out))
+        for told in self.left_out:
+            check_kind("left_out", told, LeftOut)
         for name, kind in (("control", Control), ("baseline", Baseline), ("side_effects", SideEffects)):
             if getattr(self, name) is not None:
                 check_kind(name, getattr(self, name), kind)
@@ -499,7 +527,8 @@ class TradeoffCurve(ByValue):
             [f"{self.alphas[i]:g}" + " *" * (i == best), *(self._estimate(name, i) for name in names)]
             for i in np.unique([*spread, zero, best]).tolist()
         ]
-        told = [f"* {choice}"] + ([] if self.side_effects is None else [str(self.side_effects)])
+        effects = [] if self.side_effects is None else [self.side_effects]
+        told = [f"* {choice}", *map(str, [*self.left_out, *effects])]
         return display.table(f"{self.concept}, steered", ["alpha", *names], rows, "\n".join(told))
 
     def _estimate(self, name: str, row: int) -> Estimate:
@@ -560,7 +589,9 @@ def _built(kind: Any, data: Any, where: str) -> Any:
         raise ValueError(f"{where} lacks {lacking}: it was cut short, or written by something else")
     for name, value in known.items():
         part = next((hint for hint in (kinds[name], *get_args(kinds[name])) if is_dataclass(hint)), None)
-        if part and value is not None:
+        if part and get_origin(kinds[name]) is tuple and isinstance(value, list):
+            known[name] = tuple(_built(part, each, f"`{name}`") for each in value)
+        elif part and value is not None:
             known[name] = _built(part, value, f"`{name}`")
     return kind(**known)
 

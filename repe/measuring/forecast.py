@@ -20,13 +20,14 @@ from repe import display
 from repe.data.catalogue import Pairs
 from repe.data.items import Item
 from repe.display import bar_of
+from repe.measuring.answerable import answerable
 from repe.measuring.chance import DRAWS, ITEMS, Sensitivity
 from repe.measuring.costs import costs_at, plain_texts
-from repe.measuring.curve import ByValue
+from repe.measuring.curve import ByValue, LeftOut
 from repe.measuring.intervals import Array, Estimate, Measured
 from repe.measuring.scoring import TransformersScorer
 from repe.measuring.sweep import Exam
-from repe.measuring.tasks import Task, asked, texts_of
+from repe.measuring.tasks import Task, asked, called, texts_of
 from repe.models.blocks import find_stack
 from repe.models.logits import check_causal
 from repe.models.tokens import Text
@@ -92,6 +93,7 @@ class Forecast(ByValue):
         scope: the tokens that are edited.
         coherence: (readers, blocks, blocks), as in a `ConceptVector`; NaN where the model has no gradient.
         runs: of every reader and length, a sixth and a third of the depth, the most efficient blocks in a row.
+        left_out: how many behaviour items were not asked, and why.
 
     Example:
         >>> found = repe.forecast(model, tokenizer, "honesty", readers="mean", items=12)
@@ -114,6 +116,7 @@ class Forecast(ByValue):
     scope: str
     coherence: Array
     runs: tuple[Place, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def best(self) -> tuple[str, int]:
@@ -166,7 +169,7 @@ class Forecast(ByValue):
             if run.reader == reader
         ]
         heads = ["block", "efficiency", "nats a dose", "wrong way", "above random", "dose", "read rightly"]
-        return display.table(title, heads, shown)
+        return display.table(title, heads, shown, "\n".join(map(str, self.left_out)))
 
     def __str__(self) -> str:
         return str(self._table())
@@ -188,6 +191,7 @@ def forecast(
     blocks: Any = "all",
     scope: Scope = "all",
     letters: bool = False,
+    all_items: bool = False,
     items: int = ITEMS,
     draws: int = DRAWS,
     seed: int = 0,
@@ -200,7 +204,7 @@ def forecast(
         model, tokenizer: neither is changed. What is attached to the model applies.
         concept: a name, the path of a file, pairs, a vector, or several vectors by name.
         readers: what is fitted where pairs are given, as in `repe.extract`.
-        alignment, letters: the behaviour items, as in `repe.tradeoff`; the concept's own by default.
+        alignment, letters, all_items: the behaviour items, as in `repe.tradeoff`; the concept's own by default.
         neutral: plain texts, as in `repe.tradeoff`; twenty of them are read, of each the first 64 tokens.
         blocks: at which to fit, where pairs are given.
         scope: the tokens that would be edited, as in `repe.steer`.
@@ -213,7 +217,7 @@ def forecast(
 
     Raises:
         ValueError: the concept has no behaviour items and none are given, a model without a next token, a scope that is
-            a mask or holds no token that could be edited, or what `repe.extract` raises.
+            a mask or holds no token that could be edited, nearly all items left out, or what `repe.extract` raises.
         IndexError: the scope names a position before the start of a prompt.
 
     Warns:
@@ -237,10 +241,13 @@ def forecast(
             "steer along: give more pairs, or others"
         )
     behaviour = first.concept if alignment is None else alignment
-    questions = spread(asked(behaviour, model, letters=letters), items)
     stack, texts = find_stack(model, first.stack, blocks_at), texts_of(neutral, model)
     sites = [stack.site(first.site, block) for block in first.blocks]
     scope = Edit.of(first, scope=scope, unit="raw").scope
+    scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, progress=False)
+    task, name = {"alignment": asked(behaviour, model, letters=letters)}, called(behaviour, first.concept)
+    kept, left_out = (task, ()) if all_items else answerable(scorer, tokenizer, task, scope, {"alignment": name})
+    questions = spread(kept["alignment"], items)
     try:
         found = Sensitivity.of(
             model, tokenizer, sites, questions, texts, scope, draws=draws, seed=seed, progress=progress
@@ -252,12 +259,11 @@ def forecast(
         randoms = Randoms.of(found, seed)
     except NotDifferentiableError as error:
         warnings.warn(f"{error}. Every block is steered along instead, and random directions are not", stacklevel=2)
-        scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, progress=False)
         weighed, randoms = _steered(scorer, vectors, questions, texts[::2][:TEXTS], scope, progress), None
     weigh = Weigher([item.group for item in questions], randoms, seed)
     single = _forecast(vectors, weighed, weigh, repr(scope))
     lengths = {round(share * stack.n_blocks) for share in RUNS} - {0, 1} if randoms else ()
-    return replace(single, runs=_runs(vectors, weighed, weigh, sorted(lengths)))
+    return replace(single, runs=_runs(vectors, weighed, weigh, sorted(lengths)), left_out=left_out)
 
 
 def _vectors(

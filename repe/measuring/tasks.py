@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -26,6 +27,11 @@ def asked(task: Task, model: nn.Module, *, letters: bool) -> Sequence[Item]:
     """The items of a task; unless `letters` are wanted, those that ask for an option's letter are asked in words."""
     items = items_of(task, model)
     return items if letters else worded(items)
+
+
+def called(task: Any, otherwise: str) -> str:
+    """What a task is called: its name, or that of its file; items have none of their own."""
+    return Path(task).stem if isinstance(task, str | os.PathLike) else otherwise
 
 
 def texts_of(neutral: Any, model: nn.Module) -> Sequence[Text]:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Unpack
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from repe.data.catalogue import concept_of, has
 from repe.data.items import Item
 from repe.display import about, bar_of, is_wanted, say
+from repe.measuring.answerable import answerable
 from repe.measuring.chance import DRAWS, ITEMS, Chance, chance_of
 from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
@@ -25,7 +25,7 @@ from repe.measuring.record import name_of
 from repe.measuring.scoring import Scorer, TransformersScorer, strengths_of
 from repe.measuring.side_effects import Requests, requests_of, side_effects_at
 from repe.measuring.sweep import Exam
-from repe.measuring.tasks import Task, asked, texts_of
+from repe.measuring.tasks import Task, asked, called, texts_of
 from repe.models.blocks import find_stack
 from repe.models.fingerprint import fingerprint
 from repe.models.load import home_of
@@ -56,6 +56,7 @@ def tradeoff(
     controls: int | None = None,
     baseline: Mapping[str, str] | bool = True,
     letters: bool = False,
+    all_items: bool = False,
     requests: Requests = "requests",
     batch_tokens: int = BATCH_TOKENS,
     resume: str | os.PathLike[str] | None = None,
@@ -81,6 +82,9 @@ def tradeoff(
             items are chats.
         letters: leave items that ask for an option's letter as they are; by default they are asked in words, as small
             models bind no letters.
+        all_items: measure also on items that tell nothing, which are left out by default, and counted: those that ask
+            for a letter, and of which the unsteered model does not find the same text the likeliest wherever the
+            options' texts stand; and those that the scope holds no token of behind which an option is predicted.
         requests: pairs of harmful and harmless requests, as in `repe.measuring.side_effects`, which are answered at the
             strength that is recommended, or near 1 where none is; None for none.
         batch_tokens, resume, blocks_at, progress, options: as in `repe.measuring.sweep`.
@@ -89,7 +93,8 @@ def tradeoff(
         The curve: `.fits`, `.best()`, `.plot()`, `.save(path)`.
 
     Raises:
-        ValueError: a task is not known or malformed; or what `repe.measuring.sweep` raises.
+        ValueError: a task is not known or malformed, or nearly all of its items were left out; or what
+            `repe.measuring.sweep` raises.
 
     Example:
         >>> facts, skills = (repe.measuring.items_of(name, model)[:40] for name in ("honesty", "skills"))
@@ -105,7 +110,8 @@ def tradeoff(
     edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
     placement = edit.on(find_stack(model, edit.stack, blocks_at))
     given = {"alignment": edit.name if alignment is None else alignment, "helpfulness": helpfulness}
-    tasks = {n: asked(task, model, letters=letters) for n, task in given.items() if not isinstance(task, Scores)}
+    here = {name: task for name, task in given.items() if not isinstance(task, Scores)}
+    tasks: Mapping[str, Sequence[Item]] = {name: asked(task, model, letters=letters) for name, task in here.items()}
     if isinstance(helpfulness, Scores) and len(helpfulness.log_likelihoods) != len(strengths):
         raise ValueError(
             f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are {strengths}, 0 "
@@ -117,11 +123,15 @@ def tradeoff(
     scorer = TransformersScorer(
         model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens, resume=resume, progress=progress
     )
+    is_new = not scorer.record.is_begun
+    names = {"alignment": called(alignment, edit.name), "helpfulness": called(helpfulness, "helpfulness")}
+    tasks, left_out = (tasks, ()) if all_items else answerable(scorer, tokenizer, tasks, edit.scope, names)
     exam = Exam(tokenizer, tasks)
     chance = _chance(scorer, exam, edit, randoms, texts or texts_of("neutral", model))
     if chance is not None and controls is None:
         randoms = randoms[:STEERED]
-    _say_how_long(scorer, exam, edit, (1 + len(randoms)) * len(strengths))
+    if is_new:
+        _say_how_long(scorer, exam, edit, (1 + len(randoms)) * len(strengths))
     spent = costs_at(scorer, plain_texts(tokenizer, texts, edit.scope), edit, strengths) if texts else Costs()
     measured = exam.scores(scorer, edit, strengths)
     if isinstance(helpfulness, Scores):
@@ -129,11 +139,12 @@ def tradeoff(
     curve = TradeoffCurve(
         concept=edit.name,
         alphas=np.array(strengths),
-        alignment=_named(measured["alignment"], alignment, edit.name),
-        helpfulness=_named(measured["helpfulness"], helpfulness, "helpfulness"),
+        alignment=replace(measured["alignment"], name=names["alignment"]),
+        helpfulness=replace(measured["helpfulness"], name=names["helpfulness"]),
         costs=spent,
         control=_control(exam, scorer, edit, strengths, randoms, chance, progress),
         baseline=_baseline(scorer, tokenizer, prompts, tasks),
+        left_out=left_out,
         provenance={
             "model": name_of_model(model),
             "fingerprint": fingerprint(model),
@@ -156,10 +167,6 @@ def tradeoff(
         (alpha for alpha in strengths if alpha), key=lambda alpha: abs(alpha - 1), default=0.0
     )
     return replace(curve, side_effects=side_effects_at(scorer, edit, [at], pairs))
-
-
-def _named(scores: Scores, task: Any, otherwise: str) -> Scores:
-    return replace(scores, name=Path(task).stem if isinstance(task, str | os.PathLike) else otherwise)
 
 
 # the control: random directions in the concept's place
@@ -188,8 +195,8 @@ def _randoms(edit: Edit, controls: int | None, tasks: Mapping[str, Sequence[Item
 
 
 def _say_how_long(scorer: TransformersScorer, exam: Exam, edit: Edit, rows: int) -> None:
-    """Tells what is to come, by the time that one strength takes, unless some was measured in an earlier run."""
-    if scorer.record.is_begun or not is_wanted(scorer.progress):
+    """Tells what is to come, by the time that one strength takes."""
+    if not is_wanted(scorer.progress):
         return
     started = perf_counter()
     exam.scores(scorer, edit, [0.0])

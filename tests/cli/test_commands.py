@@ -347,6 +347,20 @@ def test_a_trade_off_is_that_of_the_library(run, testbed, items, tmp_path):
     assert text.splitlines()[-1].startswith("to use: alpha")
 
 
+def test_what_is_left_out_is_told_unless_all_items_are_wanted(run, items):
+    """The testbed knows no letters: to it, all are the same unknown word."""
+    lines = items["honesty"].read_text().splitlines()
+    lettered = json.dumps({"text": "Which?\n(A) one\n(B) two", "aligned": "A", "misaligned": "B"})
+    items["honesty"].write_text("\n".join([*lines, lettered]))
+    words = ["tradeoff", "honesty", *measured_on(items), "--alphas", "1", "--controls", "0", "--requests", "none"]
+    why = "the answer does not follow when the options change places"
+    told = {"task": "honesty", "count": 1, "items": len(lines) + 1, "why": why}
+    assert data(run(*words, "--letters", "--json"))["left_out"] == [told]
+    assert f"1 of {len(lines) + 1} items of honesty left out: {why}" in run(*words, "--letters").stdout
+    assert data(run(*words, "--letters", "--all-items", "--json"))["left_out"] == []
+    assert data(run(*words, "--json"))["left_out"] == []
+
+
 def test_a_calibration_is_that_of_the_library(run, testbed, items, tmp_path):
     out = tmp_path / "chosen.safetensors"
     words = ["--blocks", "3", "--readers", "mean", "--out", out]

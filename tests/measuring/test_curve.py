@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repe.measuring.choice import affordable, first_half
-from repe.measuring.curve import Baseline, Control, Costs, Scores, SideEffects, TradeoffCurve
+from repe.measuring.curve import Baseline, Control, Costs, LeftOut, Scores, SideEffects, TradeoffCurve
 from repe.measuring.intervals import clusters_of
 from tests import drawn
 
@@ -56,6 +56,7 @@ def curve(seed: int = 0, **changes) -> TradeoffCurve:
         "costs": costs,
         "control": control(),
         "baseline": Baseline(("positive", "negative"), scores(2, rows=2), scores(3, rows=2)),
+        "left_out": (LeftOut("honesty", 3, 20, "nothing moves them"), LeftOut("skills", 1, 9, "the answer stays")),
         "provenance": {"model": "m", "blocks": [3], "unit": "gap", "ä": {"x": None}},
     }
     return TradeoffCurve(**given | changes)
@@ -145,6 +146,25 @@ def test_without_pandas_a_frame_is_a_clear_error(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(ImportError, match="to_frame needs pandas, which is not installed: pip install pandas"):
         curve().to_frame()
+
+
+def test_what_was_left_out_is_said_under_the_table():
+    c = curve()
+    for told in (
+        "3 of 20 items of honesty left out: nothing moves them",
+        "1 of 9 items of skills left out: the answer",
+    ):
+        assert told in str(c)
+        assert told in c._repr_html_()
+    assert "left out" not in str(replace(c, left_out=()))
+
+
+@pytest.mark.parametrize(
+    ("count", "items", "says"), [(0, 3, "0 of 3"), (4, 3, "4 of 3"), (True, 3, "True of 3"), (1.0, 3, "1.0 of 3")]
+)
+def test_what_is_left_out_is_some_of_what_there_is(count, items, says):
+    with pytest.raises(ValueError, match=f"some or all are left out; got {says}"):
+        LeftOut("honesty", count, items, "why")
 
 
 def test_the_table_marks_the_strength_that_is_recommended():
@@ -311,7 +331,8 @@ def test_everything_that_a_curve_holds_comes_back(tmp_path):
 def test_curves_that_differ_anywhere_are_not_equal(name):
     other = {
         "concept": "x", "alphas": ALPHAS * 2, "alignment": scores(7), "helpfulness": scores(7), "costs": Costs(),
-        "control": None, "baseline": None, "side_effects": SideEffects([0], [3], not_measured="x"), "provenance": {},
+        "control": None, "baseline": None, "side_effects": SideEffects([0], [3], not_measured="x"), "left_out": (),
+        "provenance": {},
     }  # fmt: skip
     assert curve() == curve()
     assert curve() != replace(curve(), **{name: other[name]})
@@ -366,6 +387,8 @@ def edited(**changes) -> str:
         (lambda: edited(alphas=[0, None]), "`alphas` holds non-finite values"),
         (lambda: edited(alphas=[0, NAN]), "NaN is no JSON number"),
         (lambda: edited(costs={"kl": [[1]]}), "there are 9 alphas, but {'kl': 1} rows"),
+        (lambda: edited(left_out=[{"task": "x"}]), "`left_out` lacks ['count', 'items', 'why']"),
+        (lambda: edited(left_out=3), "`left_out` is an object with the fields of LeftOut, got 3"),
         (lambda: edited(costs=3), "`costs` is an object with the fields of Costs, got 3"),
         (lambda: edited(provenance=[1]), "provenance is a mapping of plain JSON data"),
         (lambda: edited(concept=None), "`concept` is text"),
@@ -380,14 +403,18 @@ def test_a_file_that_is_no_curve_is_named_with_what_is_wrong(tmp_path, text, say
     assert says in str(raised.value)
 
 
+LATER = {"control": None, "baseline": None, "left_out": (), "provenance": {}}
+"""What a file may lack, and what stands for it."""
+
+
 def test_a_file_of_another_version_of_the_format_is_read(tmp_path):
     data = json.loads(saved())
     newer = data | {"added": {"x": [1]}, "alignment": data["alignment"] | {"added": 1}}
-    older = {name: value for name, value in data.items() if name not in ("control", "baseline", "provenance")}
+    older = {name: value for name, value in data.items() if name not in LATER}
     older["costs"] = {"kl": data["costs"]["kl"]}
     for text, expected in (
         (newer, curve()),
-        (older, replace(curve(), control=None, baseline=None, provenance={}, costs=Costs(kl=curve().costs.kl))),
+        (older, replace(curve(), **LATER, costs=Costs(kl=curve().costs.kl))),
     ):
         (tmp_path / "c.json").write_text(json.dumps(text))
         assert TradeoffCurve.load(tmp_path / "c.json") == expected

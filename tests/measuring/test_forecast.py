@@ -250,7 +250,7 @@ def test_the_cost_does_not_hang_on_the_seed_of_its_samples(loaded_testbed: Any, 
     [
         (torch.ones(1, 3, dtype=torch.bool), ValueError, "a mask of one batch is no scope for many"),
         ([-1], ValueError, "holds no token of the texts behind which another is predicted"),
-        ([5000], ValueError, "holds no token of the texts"),
+        ([5000], ValueError, "items of honesty left out: the scope holds no token behind which"),
         ([-5000], IndexError, "lies before the start of a prompt"),
     ],
 )

@@ -129,7 +129,7 @@ def test_what_no_gradient_knows_is_steered_along_more_of_them(how, tokenizer):
 
 def test_items_that_ask_for_a_letter_are_asked_in_words_unless_letters_are_wanted(tokenizer):
     lettered = [replace(i, prompt=f"{i.prompt[0]['content']}\n(A) yes\n(B) no", options=("A", "B")) for i in ITEMS]
-    asked = {"alignment": lettered, "helpfulness": lettered, "neutral": None, "controls": 0}
+    asked = {"alignment": lettered, "helpfulness": lettered, "neutral": None, "controls": 0, "all_items": True}
     for letters, options in ((False, ("yes", "no")), (True, ("A", "B"))):
         model = zoo.build("llama")
         curve = repe.tradeoff(model, tokenizer, oracles.vector(3), [1.0], letters=letters, **asked)
@@ -154,12 +154,15 @@ def test_a_curve_ends_with_the_side_effects_of_what_it_recommends(loaded_testbed
     assert without.side_effects is None
 
 
-def test_what_it_takes_is_said_before_it_starts(tokenizer, capfd):
-    repe.tradeoff(
-        zoo.build("llama"), tokenizer, oracles.vector(3), [1.0, 2.0], alignment=ITEMS, helpfulness=ITEMS, neutral=None,
-        progress=True,
-    )  # fmt: skip
-    assert "items at 15 strengths, random directions included: about" in capfd.readouterr().err
+def test_what_it_takes_is_said_before_it_starts_and_not_when_it_goes_on(tokenizer, capfd, tmp_path):
+    said = []
+    for resume in (None, tmp_path / "kept.jsonl", tmp_path / "kept.jsonl"):
+        repe.tradeoff(
+            zoo.build("llama"), tokenizer, oracles.vector(3), [1.0, 2.0], alignment=ITEMS, helpfulness=ITEMS,
+            neutral=None, progress=True, resume=resume,
+        )  # fmt: skip
+        said.append("items at 15 strengths, random directions included: about" in capfd.readouterr().err)
+    assert said == [True, True, False]
 
 
 def test_the_baseline_is_the_unsteered_model_under_each_prompt(measured, tokenizer):
