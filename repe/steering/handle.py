@@ -24,16 +24,16 @@ from repe.models.blocks import Stack, device_of, hidden_of, with_hidden
 from repe.models.call import Forward
 from repe.models.tracking import Attachment, Hook, is_running, trackers_of
 from repe.ops.plus import plus
-from repe.reading.vector import DIVERGENCE, ConceptVector
+from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit
 from repe.steering.gate import Gate, Latch
 from repe.steering.precision import Precision
 from repe.steering.scope import Alpha, Scope, is_uniform, named, strength_of
+from repe.steering.worth import warn_if_only_read, warn_of_strength
 
 SETTABLE = ("alpha", "scope", "prompt_length", "vector")
 MANY = 12  # rows of alpha
 UNATTACHED = sys.maxsize
-FELT, BEARABLE = 0.0005, 0.5  # nats a token
 
 
 def status(model: nn.Module) -> list[Steering]:
@@ -61,10 +61,6 @@ def detach(model: nn.Module) -> int:
     for handle in handles:
         handle._end()
     return len(handles)
-
-
-class StrengthWarning(UserWarning):
-    """A strength is expected to be felt by nobody, or to break the text."""
 
 
 class Steering:
@@ -103,7 +99,7 @@ class Steering:
         self._attachment: Attachment | None = None
         self._precision = Precision()
         self._warned_of_cache = False
-        self._is_weighed = True  # or will be, once somebody has chosen a strength
+        self._is_weighed = self._is_judged = True  # or will be, once somebody has chosen a strength
 
     # what it does
 
@@ -132,7 +128,7 @@ class Steering:
                 self._alphas = rows.to(self._alphas.device, copy=True)
         self._largest, self._least = new.abs().max().item(), new.abs().min().item()
         self._version += 1
-        self._weigh(self._largest)
+        self._weigh()
 
     @property
     def divergence(self) -> float:
@@ -140,20 +136,19 @@ class Steering:
         nats a token; NaN where the vector does not know its dose."""
         return self._placement.divergence(self._largest)
 
-    def _weigh(self, alpha: float) -> None:
-        """Warns once of a strength that will hardly be felt, or break the text."""
-        expected = self._placement.divergence(alpha)
-        if self._is_weighed or not alpha or FELT <= expected <= BEARABLE or math.isnan(expected):
+    def _weigh_from_now_on(self) -> None:
+        """Warns of the strength, which somebody has chosen, and of what is chosen later, once of either kind."""
+        self._is_weighed = self._is_judged = False
+        self._weigh()
+
+    def _weigh(self) -> None:
+        if not self._largest:
             return
-        self._is_weighed = True
-        felt = "hardly a word will change" if expected < FELT else "the text is likely to break down"
-        at_one = self._placement.divergence(1.0)
-        warnings.warn(
-            f"alpha={alpha:g} is expected to make plain text diverge by {expected:.2g} nats a token, at which {felt}: "
-            f"{DIVERGENCE:g} nats, at which a concept is plain, are alpha={(DIVERGENCE / at_one) ** 0.5:.3g}",
-            StrengthWarning,
-            stacklevel=3,
-        )
+        if not self._is_judged:
+            self._is_judged = True
+            warn_if_only_read(self._edit, self.blocks)
+        if not self._is_weighed:
+            self._is_weighed = warn_of_strength(self._placement, self._largest)
 
     @property
     def scope(self) -> Scope:

@@ -5,7 +5,6 @@ Names become vectors here and nowhere deeper.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -14,16 +13,11 @@ from torch import Tensor, nn
 from repe import ops
 from repe.models.blocks import find_stack, is_encoder_decoder
 from repe.reading.store import resolve, warn_if_foreign
-from repe.reading.vector import UNUSUAL, ConceptVector
+from repe.reading.vector import ConceptVector
 from repe.steering.edit import Concepts, Edit, EditOptions, spells_options
 from repe.steering.gate import Gate
 from repe.steering.handle import Steering
 from repe.steering.scope import Alpha
-
-
-class NotWrittenWarning(UserWarning):
-    """Steering along a vector moves its concept's behaviour no further than steering along many random ones does."""
-
 
 Steered = str | Sequence[str | ConceptVector] | Concepts | Edit
 """What is steered along: a concept's name, a vector, several of them, bare constants, or a whole edit."""
@@ -97,33 +91,10 @@ def steer(
     for vector in (*edit.vectors, *([edit.gate.vector] if isinstance(edit.gate, Gate) else [])):
         warn_if_foreign(model, vector)
     handle.prompt_length, handle.alpha = prompt_length, alpha
-    if handle._largest:
-        _warn_if_only_read(edit, handle.blocks)
-    handle._is_weighed = False
-    handle._weigh(handle._largest)
+    handle._weigh_from_now_on()
     runs_before_generation = edit.stack == "encoder" and is_encoder_decoder(model)
     handle._attach(watch_generate=not runs_before_generation)
     return handle
-
-
-def _warn_if_only_read(edit: Edit, blocks: Sequence[int]) -> None:
-    """Warns of a vector that, where it is recommended, moves its behaviour no further than random directions do.
-
-    That is known of adding it everywhere at its own site. Whoever names another block may want to see for himself.
-    """
-    is_alike = edit.kind == "add" and edit.scope == "all" and edit.gate is None and not edit.keep_norm
-    if not is_alike or len(edit.vectors) != 1 or tuple(blocks) != edit.vectors[0].recommended or len(blocks) != 1:
-        return
-    (vector,), (block,) = edit.vectors, blocks
-    above = vector.above_random(block) if edit.site == vector.site else None
-    if above is not None and above < UNUSUAL:
-        warnings.warn(
-            f"{vector.concept!r} is read in this model at block {block}, not written: its behaviour items move further "
-            f"than along {above:.0%} of random directions that cost as much, not {UNUSUAL:.0%}. `repe.forecast` tells "
-            "of other blocks, readers and scopes",
-            NotWrittenWarning,
-            stacklevel=3,
-        )
 
 
 def edit_of(

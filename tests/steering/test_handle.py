@@ -26,8 +26,7 @@ import repe.models.tokens
 from repe.models.blocks import find_stack
 from repe.models.tracking import CallTracker, prompts_end
 from repe.reading.vector import ConceptVector
-from repe.steering.handle import StrengthWarning
-from repe.steering.steer import NotWrittenWarning
+from repe.steering.worth import NotWrittenWarning, StrengthWarning
 from tests import oracles, zoo
 from tests.oracles import BLOCK
 
@@ -1058,3 +1057,14 @@ def test_a_concept_that_is_read_and_not_written_is_warned_of_when_it_is_steered(
     told = [warning for warning in caught if issubclass(warning.category, NotWrittenWarning)]
     assert len(told) == is_told
     assert all("further than along 50% of random directions" in str(w.message) and w.filename == __file__ for w in told)
+
+
+def test_of_what_is_only_read_is_warned_once_when_a_strength_is_chosen(
+    model: Any, batch: dict, vector: ConceptVector
+) -> None:
+    known = replace(vector, provenance={"above_random": {str(vector.recommended[0]): 0.5}})
+    with repe.steer(model, known, 0.0) as handle:
+        with pytest.warns(NotWrittenWarning, match="further than along 50%"):
+            handle.alpha = 1.0
+        handle.alpha = -1.0
+        logits(model, batch)
