@@ -30,6 +30,7 @@ from repe.measuring.tasks import Task, asked, texts_of
 from repe.models.blocks import find_stack
 from repe.models.logits import check_causal
 from repe.models.tokens import Text
+from repe.reading.aiming import unseen
 from repe.reading.dose import TEXTS
 from repe.reading.extract import read_poles
 from repe.reading.gradients import NotDifferentiableError, efficiency_of_random, fisher, slopes
@@ -158,7 +159,8 @@ def forecast(
         model, tokenizer: neither is changed. What is attached to the model applies.
         concept: a name, the path of a file, pairs, a vector, or several vectors by name.
         readers: what is fitted where pairs are given, as in `repe.extract`.
-        alignment, letters: the behaviour items, as in `repe.tradeoff`; the concept's own by default.
+        alignment, letters: the behaviour items, as in `repe.tradeoff`; the concept's own by default. Those that a
+            vector was aimed at (`repe.reading.aimed`) are left out.
         neutral: plain texts, as in `repe.tradeoff`; twenty of them are read, of each the first 64 tokens.
         blocks: at which to fit, where pairs are given.
         scope: the tokens that would be edited, as in `repe.steer`.
@@ -195,7 +197,7 @@ def forecast(
             "steer along: give more pairs, or others"
         )
     behaviour = first.concept if alignment is None else alignment
-    questions = spread(asked(behaviour, model, letters=letters), items)
+    questions = spread(unseen(asked(behaviour, model, letters=letters), *vectors.values()), items)
     stack, texts = find_stack(model, first.stack, blocks_at), texts_of(neutral, model)
     sites = [stack.site(first.site, block) for block in first.blocks]
     scope = Edit.of(first, scope=scope, unit="raw").scope

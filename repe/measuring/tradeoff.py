@@ -30,6 +30,7 @@ from repe.models.blocks import find_stack
 from repe.models.fingerprint import fingerprint
 from repe.models.load import home_of
 from repe.models.tokens import Text
+from repe.reading.aiming import unseen
 from repe.reading.extract import name_of as name_of_model
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, EditOptions, spells_options
@@ -70,7 +71,7 @@ def tradeoff(
         concept: a name or a vector, as in `repe.steer`.
         alphas: the strengths; sorted, each once, and 0 is added.
         alignment: the behaviour items, whose answer is the aligned option: a task's name, the path of a file, or items;
-            the concept's own by default.
+            the concept's own by default. Those that the vector was aimed at (`repe.reading.aimed`) are left out.
         helpfulness: the same for items with one right option; or what was measured of them elsewhere, at these alphas.
         neutral: texts on which divergence and cross-entropy are measured; None for none.
         controls: how many random directions are steered along; 4 by default where what 1,000 of them do to behaviour
@@ -106,6 +107,7 @@ def tradeoff(
     placement = edit.on(find_stack(model, edit.stack, blocks_at))
     given = {"alignment": edit.name if alignment is None else alignment, "helpfulness": helpfulness}
     tasks = {n: asked(task, model, letters=letters) for n, task in given.items() if not isinstance(task, Scores)}
+    tasks["alignment"] = unseen(tasks["alignment"], *edit.vectors)
     if isinstance(helpfulness, Scores) and len(helpfulness.log_likelihoods) != len(strengths):
         raise ValueError(
             f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are {strengths}, 0 "
