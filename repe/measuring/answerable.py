@@ -16,12 +16,16 @@ from repe.measuring.curve import LeftOut
 from repe.measuring.fanout import scoped
 from repe.measuring.intervals import FEWEST_CLUSTERS, clusters_of
 from repe.measuring.scoring import Scorer
+from repe.reading.aiming import unseen
+from repe.reading.vector import ConceptVector
 from repe.steering.scope import Scope, check_for_many, check_inside
 
 UNMOVED = "the scope holds no token behind which one of their options is predicted"
 UNBOUND = "the answer does not follow when the options change places"
+AIMED_AT = "the vector was aimed at them, or at what shares their group"
 ADVICE = {UNMOVED: "name another scope", UNBOUND: "ask in words (letters=False)"}
 
+Kept = tuple[Sequence[Item], tuple[LeftOut, ...]]
 Answerable = tuple[Mapping[str, Sequence[Item]], tuple[LeftOut, ...]]
 
 
@@ -56,6 +60,17 @@ def answerable(
     check_for_many(scope)
     found = {key: _kept(scorer, tokenizer, items, scope, names[key]) for key, items in tasks.items()}
     return {key: kept for key, (kept, _) in found.items()}, tuple(told for _, of_it in found.values() for told in of_it)
+
+
+def not_aimed_at(items: Sequence[Item], vectors: Sequence[ConceptVector], name: str) -> Kept:
+    """The items of a task that none of the vectors was aimed at, and how many of them it was.
+
+    Raises:
+        ValueError: none is left.
+    """
+    left = unseen(items, *vectors)
+    count = len(items) - len(left)
+    return left, (LeftOut(name, count, len(items), AIMED_AT),) if count else ()
 
 
 def _kept(

@@ -20,7 +20,7 @@ from repe import display
 from repe.data.catalogue import Pairs
 from repe.data.items import Item
 from repe.display import bar_of
-from repe.measuring.answerable import answerable
+from repe.measuring.answerable import answerable, not_aimed_at
 from repe.measuring.chance import DRAWS, ITEMS, Sensitivity
 from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.curve import ByValue, LeftOut
@@ -204,7 +204,8 @@ def forecast(
         model, tokenizer: neither is changed. What is attached to the model applies.
         concept: a name, the path of a file, pairs, a vector, or several vectors by name.
         readers: what is fitted where pairs are given, as in `repe.extract`.
-        alignment, letters, all_items: the behaviour items, as in `repe.tradeoff`; the concept's own by default.
+        alignment, letters, all_items: the behaviour items, as in `repe.tradeoff`; the concept's own by default. Those a
+            vector was aimed at (`repe.reading.aimed`) are left out.
         neutral: plain texts, as in `repe.tradeoff`; twenty of them are read, of each the first 64 tokens.
         blocks: at which to fit, where pairs are given.
         scope: the tokens that would be edited, as in `repe.steer`.
@@ -245,8 +246,10 @@ def forecast(
     sites = [stack.site(first.site, block) for block in first.blocks]
     scope = Edit.of(first, scope=scope, unit="raw").scope
     scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, progress=False)
-    task, name = {"alignment": asked(behaviour, model, letters=letters)}, called(behaviour, first.concept)
-    kept, left_out = (task, ()) if all_items else answerable(scorer, tokenizer, task, scope, {"alignment": name})
+    named = called(behaviour, first.concept)
+    others, aimed_at = not_aimed_at(asked(behaviour, model, letters=letters), [*vectors.values()], named)
+    task = {"alignment": others}
+    kept, left_out = (task, ()) if all_items else answerable(scorer, tokenizer, task, scope, {"alignment": named})
     questions = spread(kept["alignment"], items)
     try:
         found = Sensitivity.of(
@@ -263,7 +266,7 @@ def forecast(
     weigh = Weigher([item.group for item in questions], randoms, seed)
     single = _forecast(vectors, weighed, weigh, repr(scope))
     lengths = {round(share * stack.n_blocks) for share in RUNS} - {0, 1} if randoms else ()
-    return replace(single, runs=_runs(vectors, weighed, weigh, sorted(lengths)), left_out=left_out)
+    return replace(single, runs=_runs(vectors, weighed, weigh, sorted(lengths)), left_out=aimed_at + left_out)
 
 
 def _vectors(

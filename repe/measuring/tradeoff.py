@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from repe.data.catalogue import concept_of, has
 from repe.data.items import Item
 from repe.display import about, bar_of, is_wanted, say
-from repe.measuring.answerable import answerable
+from repe.measuring.answerable import answerable, not_aimed_at
 from repe.measuring.chance import DRAWS, ITEMS, Chance, chance_of
 from repe.measuring.costs import costs_at, plain_texts
 from repe.measuring.curve import Baseline, Control, Costs, Scores, TradeoffCurve
@@ -71,7 +71,7 @@ def tradeoff(
         concept: a name or a vector, as in `repe.steer`.
         alphas: the strengths; sorted, each once, and 0 is added.
         alignment: the behaviour items, whose answer is the aligned option: a task's name, the path of a file, or items;
-            the concept's own by default.
+            the concept's own by default. Those that the vector was aimed at (`repe.reading.aimed`) are left out.
         helpfulness: the same for items with one right option; or what was measured of them elsewhere, at these alphas.
         neutral: texts on which divergence and cross-entropy are measured; None for none.
         controls: how many random directions are steered along; 4 by default where what 1,000 of them do to behaviour
@@ -111,7 +111,9 @@ def tradeoff(
     placement = edit.on(find_stack(model, edit.stack, blocks_at))
     given = {"alignment": edit.name if alignment is None else alignment, "helpfulness": helpfulness}
     here = {name: task for name, task in given.items() if not isinstance(task, Scores)}
-    tasks: Mapping[str, Sequence[Item]] = {name: asked(task, model, letters=letters) for name, task in here.items()}
+    tasks: dict[str, Sequence[Item]] = {name: asked(task, model, letters=letters) for name, task in here.items()}
+    names = {"alignment": called(alignment, edit.name), "helpfulness": called(helpfulness, "helpfulness")}
+    tasks["alignment"], aimed_at = not_aimed_at(tasks["alignment"], edit.vectors, names["alignment"])
     if isinstance(helpfulness, Scores) and len(helpfulness.log_likelihoods) != len(strengths):
         raise ValueError(
             f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are {strengths}, 0 "
@@ -124,9 +126,8 @@ def tradeoff(
         model, tokenizer, blocks_at=blocks_at, batch_tokens=batch_tokens, resume=resume, progress=progress
     )
     is_new = not scorer.record.is_begun
-    names = {"alignment": called(alignment, edit.name), "helpfulness": called(helpfulness, "helpfulness")}
-    tasks, left_out = (tasks, ()) if all_items else answerable(scorer, tokenizer, tasks, edit.scope, names)
-    exam = Exam(tokenizer, tasks)
+    kept, left_out = (tasks, ()) if all_items else answerable(scorer, tokenizer, tasks, edit.scope, names)
+    exam = Exam(tokenizer, kept)
     chance = _chance(scorer, exam, edit, randoms, texts or texts_of("neutral", model))
     if chance is not None and controls is None:
         randoms = randoms[:STEERED]
@@ -144,7 +145,7 @@ def tradeoff(
         costs=spent,
         control=_control(exam, scorer, edit, strengths, randoms, chance, progress),
         baseline=_baseline(scorer, tokenizer, prompts, tasks),
-        left_out=left_out,
+        left_out=aimed_at + left_out,
         provenance={
             "model": name_of_model(model),
             "fingerprint": fingerprint(model),

@@ -1,5 +1,7 @@
 """The public names of this room, and where they live."""
 
+from .aiming import aimed as aimed
+from .aiming import unseen as unseen
 from .placing import dosed as dosed
 from .read import Reading as Reading
 from .read import score as score

@@ -115,8 +115,8 @@ def _weighed(
         return dose_of(model, sites, plain, unknown, {"forecast": str(error)}, progress=progress)
     if gradients is not None:
         efficient = efficiency(gradients, samples, vector.write)
-        vector = _moved(vector, efficient, stack.n_blocks)
-        vector = _compared(vector, efficient, gradients.mean(0), samples)
+        vector = moved(vector, efficient, stack.n_blocks)
+        vector = compared(vector, efficient, gradients.mean(0), samples)
     forecast = forecast_doses(vector, information(samples, vector.write))
     return dose_of(model, sites, plain, forecast, progress=progress)
 
@@ -140,7 +140,7 @@ def as_questions(tokenizer: Any, items: Sequence[Item]) -> list[Question]:
     return [([next(answers) for _ in item.options], item.answer) for item in items]
 
 
-def _moved(vector: ConceptVector, efficiency: Tensor, depth: int) -> ConceptVector:
+def moved(vector: ConceptVector, efficiency: Tensor, depth: int) -> ConceptVector:
     """The vector that recommends its most efficient block; of nearly equal ones, where the poles are furthest apart.
 
     The last fifth of the model is left out, unless nothing else was fitted: what is written there goes to the next word
@@ -157,7 +157,7 @@ def _moved(vector: ConceptVector, efficiency: Tensor, depth: int) -> ConceptVect
     return replace(vector, recommended=(best,), provenance={**vector.provenance, **told})
 
 
-def _compared(vector: ConceptVector, efficient: Tensor, gradient: Tensor, samples: Tensor) -> ConceptVector:
+def compared(vector: ConceptVector, efficient: Tensor, gradient: Tensor, samples: Tensor) -> ConceptVector:
     """The vector that knows, for every block, how many random directions are less efficient than it is forwards."""
     generator = torch.Generator().manual_seed(0)
     above = {}

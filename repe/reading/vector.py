@@ -42,6 +42,7 @@ NORMALISED = 1e-3  # how far `|write|` and `read . write` may be from 1
 SHOWN = ("accuracy", "separation", "scale", "sigma", "norm", "dose")
 TOLD = ("made", "reader", "pairs", "held_out_pairs", "model")  # of the provenance, where the vector is shown
 ROWS = 12  # shown in a notebook, at most, besides the recommended
+AIMED_AT = "aimed_at"  # what provenance calls the items that a direction was fitted to, whatever is made of it
 IDENTITY = ("model", "fingerprint")  # what provenance says of the model, whatever is made of the vector
 FORMAT = "repe.vector/1"
 UNUSUAL = 0.95  # of random directions are less efficient than one that is said to be written
@@ -474,7 +475,9 @@ def _listed(values: Tensor) -> list[float]:
 
 
 def _made(how: str, sources: Sequence[ConceptVector], **of: Any) -> dict[str, Any]:
-    """The provenance of what is made of other vectors, and whose model it is as far as they agree."""
+    """The provenance of what is made of other vectors, whose model it is as far as they agree, and which items
+    any of them was aimed at."""
     first, *others = (source.provenance for source in sources)
     shared = {k: first[k] for k in IDENTITY if k in first and all(k in o and o[k] == first[k] for o in others)}
-    return {"made": how, **of, **shared}
+    items = sorted({item for source in sources for item in source.provenance.get(AIMED_AT, ())})
+    return {"made": how, **of, **shared, **({AIMED_AT: items} if items else {})}
