@@ -36,7 +36,7 @@ from repe.models.blocks import find_stack
 from repe.models.chats import render
 from repe.models.load import home_of
 from repe.models.tokens import Text, encode
-from repe.reading.dose import FIRST_GUESS, LARGEST_STEP, short_texts
+from repe.reading.dose import LARGEST_STEP, short_texts
 from repe.reading.extract import balanced
 from repe.reading.placing import spread
 from repe.reading.vector import DIVERGENCE
@@ -164,15 +164,15 @@ def as_text(tokenizer: Any, text: Text) -> str:
 
 
 def vector_of(name: str, directions: Mapping[int, Tensor], ours: repe.ConceptVector) -> repe.ConceptVector:
-    """A vector whose gap is, block by block, what a library adds to the output of the block."""
+    """A vector whose gap is, block by block, what a library adds to the output of the block; its doses are ours."""
     blocks = tuple(sorted(directions))
     pushes = torch.stack([directions[block].float() for block in blocks])
     length = pushes.norm(dim=-1)
     write = pushes / length[:, None]
-    unknown = torch.full_like(length, torch.nan)
+    unknown, rows = torch.full_like(length, torch.nan), [ours.row(block) for block in blocks]
     return repe.ConceptVector(
         name, blocks, blocks, write=write, read=write, center=torch.zeros_like(write), scale=length, sigma=unknown,
-        norm=torch.stack([ours.norm[ours.row(block)] for block in blocks]), accuracy=unknown, separation=unknown,
+        norm=ours.norm[rows], accuracy=unknown, separation=unknown, dose=ours.dose[rows],
     )  # fmt: skip
 
 
@@ -219,9 +219,7 @@ def equally_dear(bench: Bench, scorer: TransformersScorer, edit: Edit) -> tuple[
         assert kl is not None
         return float(kl.mean())
 
-    placed = edit.on(find_stack(bench.model))
-    norms = sum(length / norm for length, norm in placed.lengths.values())
-    return strength(cost, 1 / placed.doses if math.isfinite(placed.doses) else FIRST_GUESS / norms)
+    return strength(cost, 1 / edit.on(find_stack(bench.model)).doses)
 
 
 def strength(cost: Callable[[float], float], first: float) -> tuple[float, float]:
