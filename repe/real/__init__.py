@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from repe.models.named import NAMED
-from repe.real import concepts, doses, forecasts, laws, times, writing
+from repe.real import concepts, doses, forecasts, laws, peers, times, writing
 from repe.real.bench import Bench
 
 FOLDER = Path(__file__).parents[2] / "build" / "real"
@@ -23,6 +23,7 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[object]]] = {
     "writing": writing.tables,
     "laws": laws.tables,
     "times": times.tables,
+    "peers": peers.tables,
 }
 
 

@@ -1,5 +1,6 @@
 """What is claimed about real models: every part runs, keeps its rows, and would show what is wrong."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +12,26 @@ from repe.measuring.intervals import Estimate
 from repe.models.blocks import find_stack
 from repe.models.tokens import encode
 from repe.reading.dose import short_texts
-from repe.real import PARTS, concepts, doses, forecasts, laws, main, times, writing
+from repe.real import PARTS, concepts, doses, forecasts, laws, main, peers, times, writing
 from repe.real.bench import Bench, kept, table
 
-MEASURED_BY = {"doses": doses, "forecasts": forecasts, "writing": writing, "laws": laws, "times": times}
+MEASURED_BY = {"doses": doses, "forecasts": forecasts, "writing": writing, "laws": laws, "times": times, "peers": peers}
 
 
 @pytest.fixture
 def bench(testbed, tmp_path) -> Bench:
     return Bench("testbed", *testbed, tmp_path, ("happiness",), small=True)
+
+
+@pytest.fixture(autouse=True)
+def peers_that_find_something_else(monkeypatch):
+    def extractions(bench: Bench, concept: str):
+        ours = bench.vector(concept)
+        vector = peers.vector_of("theirs", dict(zip(ours.blocks, ours.displacement.flip(0), strict=True)), ours)
+        return {name: peers.Extraction(f"{name} 1.0", 1.0, vector) for name in peers.PLACES if name != peers.OURS}
+
+    monkeypatch.setattr(peers, "PYTHON", peers.Path(sys.executable))
+    monkeypatch.setattr(peers, "extractions", extractions)
 
 
 @pytest.mark.parametrize("part", PARTS)
