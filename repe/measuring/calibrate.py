@@ -37,7 +37,6 @@ from repe.models.blocks import find_stack
 from repe.models.load import home_of
 from repe.reading.dose import dose_of, short_texts
 from repe.reading.extract import read_poles
-from repe.reading.placing import dosed
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, EditOptions, spells_options
 from repe.steering.scope import check_scope
@@ -233,25 +232,22 @@ def calibrate(
 def _placed(
     model: nn.Module, tokenizer: Any, vectors: Mapping[str, ConceptVector], tried: int | None, **how: Any
 ) -> list[ConceptVector]:
-    """The vectors that are tried out, with doses, each recommending the block or blocks where it is."""
-    if tried is None or tried >= sum(len(vector.blocks) for vector in vectors.values()):
-        return [vector for each in vectors.values() for vector in _everywhere(model, tokenizer, each, how["blocks_at"])]
-    found = forecast(model, tokenizer, vectors, **how)
-    first = next(iter(vectors.values()))
+    """The vectors that are tried out, each with its dose measured where it recommends to be steered along."""
+    found, first = forecast(model, tokenizer, vectors, **how), next(iter(vectors.values()))
+    singles = [(name, (block,)) for name, vector in vectors.items() for block in vector.blocks]
     stack, texts = find_stack(model, first.stack, how["blocks_at"]), short_texts(model, tokenizer)
     sites = [stack.site(first.site, block) for block in first.blocks]
     known = {
         name: replace(vectors[name], dose=torch.tensor(dose).float(), coherence=torch.tensor(coherence).float())
-        for name, dose, coherence in zip(found.readers, found.dose, found.coherence, strict=True)
+        for name, dose, coherence in zip(
+            found.readers, np.nan_to_num(found.dose, nan=np.nan, posinf=np.nan), found.coherence, strict=True
+        )
     }
-    guessed = [replace(known[name], recommended=blocks) for name, blocks in found.ranked()[:tried]]
+    guessed = [
+        replace(known[name], recommended=blocks)
+        for name, blocks in (singles if tried is None else found.ranked()[:tried])
+    ]
     return [dose_of(model, sites, texts, vector, progress=how["progress"]) for vector in guessed]
-
-
-def _everywhere(model: nn.Module, tokenizer: Any, vector: ConceptVector, blocks_at: str | None) -> list[ConceptVector]:
-    usable = tuple(b for b, scale in zip(vector.blocks, vector.scale, strict=True) if scale > 0) or vector.blocks
-    known = dosed(model, tokenizer, replace(vector, recommended=usable), blocks_at=blocks_at)
-    return [replace(known, recommended=(block,)) for block in vector.blocks]
 
 
 @dataclass(frozen=True)
@@ -295,6 +291,8 @@ class Search:
         untried = Trial(reader, vector.recommended, accuracy=accuracy)
         if (vector.scale[rows] <= 0).any():
             return replace(untried, reason="held-out pairs show no distance between the poles there")
+        if edit.has_length and edit.unit == "kl" and vector.dose[rows].isnan().any():
+            return replace(untried, reason="; ".join(vector.provenance["dose"]["unknown"].values()))
         farthest = self.farthest(edit, sign)
         if not farthest:
             return replace(untried, reason=f"the limit, {self.limit:g} nats, is passed by every alpha above {SMALLEST}")
@@ -312,7 +310,7 @@ class Search:
     def farthest(self, edit: Edit, sign: int) -> float:
         """The alpha at which the divergence reaches the limit, by bisection, or `FARTHEST` if it never does."""
         doses = edit.on(find_stack(self.scorer.model, edit.stack, self.scorer.blocks_at)).doses
-        low, high = 0.0, BEGIN / doses if math.isfinite(doses) else NEAREST
+        low, high = 0.0, BEGIN / doses if math.isfinite(doses) and doses > 0 else NEAREST
         while high < FARTHEST and self.divergence(edit, [sign * high])[0] <= self.limit:
             low, high = high, 2 * high
         while high - low > PRECISE * high and high > SMALLEST:

@@ -405,14 +405,14 @@ def _runs(
     found = []
     for name, vector in vectors.items():
         for length in lengths:
-            starts = range(len(vector.blocks) - length + 1)
-            runs = [rows for rows in (range(a, a + length) for a in starts) if _is_run(vector, rows)]
+            runs = [rows for rows in _rows_of_runs(vector, length) if (vector.scale[rows] > 0).all()]
             if runs:
-                best = max(runs, key=lambda rows: abs(float(weigh.of_items(weighed[name], rows).mean())))
+                best = max(runs, key=lambda rows: abs(np.nan_to_num(float(weigh.of_items(weighed[name], rows).mean()))))
                 found.append(weigh.place(name, vector, weighed[name], best))
     return tuple(found)
 
 
-def _is_run(vector: ConceptVector, rows: Sequence[int]) -> bool:
-    first, last = vector.blocks[rows[0]], vector.blocks[rows[-1]]
-    return last - first == len(rows) - 1 and bool((vector.scale[list(rows)] > 0).all())
+def _rows_of_runs(vector: ConceptVector, length: int) -> list[list[int]]:
+    """The rows of every so many blocks of which each follows the one before."""
+    wanted = [range(first, first + length) for first in vector.blocks]
+    return [[vector.row(block) for block in run] for run in wanted if {*run} <= {*vector.blocks}]

@@ -234,12 +234,17 @@ def calibration(found: Calibration, ax: Any = None, *, sign: int = 1) -> tuple[A
     for reader, look in zip(readers, axes.looks(len(readers)), strict=True):
         trials = [trial for trial in setting.trials if trial.reader == reader]
         trials.sort(key=_middle)
-        blocks, gains = [_middle(t) for t in trials], [t.validation.gain for t in trials]
-        upper.plot(blocks, [t.accuracy for t in trials], **look, label=reader)
-        lower.plot(blocks, [g.value for g in gains], **look, label=reader)
-        lower.vlines(blocks, [g.low for g in gains], [g.high for g in gains], color=look["color"], linewidth=1.5)
-        for panel, values in ((upper, [t.accuracy for t in trials]), (lower, [g.value for g in gains])):
-            panel.hlines(values, [t.blocks[0] for t in trials], [t.blocks[-1] for t in trials], color=look["color"])
+        for panel, values in (
+            (upper, [t.accuracy for t in trials]),
+            (lower, [t.validation.gain.value for t in trials]),
+        ):
+            single = [(t.blocks[0], value) for t, value in zip(trials, values, strict=True) if len(t.blocks) == 1]
+            panel.plot(*zip(*single, strict=True) if single else ((), ()), **look, label=reader)
+            firsts, lasts = [t.blocks[0] for t in trials], [t.blocks[-1] for t in trials]
+            panel.hlines(values, firsts, lasts, color=look["color"], linewidth=3)
+        gains = [t.validation.gain for t in trials]
+        ends = [g.low for g in gains], [g.high for g in gains]
+        lower.vlines([_middle(t) for t in trials], *ends, color=look["color"], linewidth=1.5)
     if setting.alpha:
         best = setting.trial
         for panel, value in ((upper, best.accuracy), (lower, best.validation.gain.value)):

@@ -33,7 +33,7 @@ from repe.reading.vector import DIVERGENCE, ConceptVector
 TEXTS, TOKENS = 20, 64  # how many plain texts, and how much of each
 BATCH_TOKENS = 2048
 NEAR = 0.25  # how far from the divergence that is wanted, as a share: the power says the rest
-ROUNDS = 8
+ROUNDS = 12
 FIRST_GUESS, LONGEST = 0.05, 4.0  # norms of the activations
 LARGEST_STEP = 8.0
 
@@ -72,22 +72,26 @@ def dose_of(
     """The vector with doses that are measured where it is recommended, and elsewhere corrected as these had to be.
 
     Its own are taken for a forecast; where there is none, what is not measured stays unknown. Several recommended
-    blocks are pushed together, as steering there does, if it is known how coherent they are.
+    blocks are pushed together, as steering there does, if it is known how coherent they are and a length is found.
     """
     dose, measured, why_not = vector.dose.clone(), {}, dict(told or {})
-    for blocks in bar_of(_together(vector), "dose", unit="place", progress=progress):
-        rows, name = [vector.row(block) for block in blocks], ", ".join(map(str, blocks))
-        guess = torch.where(vector.dose.isnan(), FIRST_GUESS * vector.norm, vector.dose)[rows]
-        steps = vector.share_of(blocks) * guess
-        pushes = {sites[row]: step * vector.write[row] for row, step in zip(rows, steps, strict=True)}
-        longest = float((LONGEST * vector.norm[rows] / steps).min())
-        times, found = _searched(model, pushes, texts, longest)
-        dose[rows] = times * guess
-        if found:
-            measured[name] = [round(kl, 5) for kl in found]
-        else:
-            norms = ", ".join(f"{vector.norm[row]:g}" for row in rows)
-            why_not[name] = f"no length up to {LONGEST:g} norms of {norms} costs {DIVERGENCE:g} nats a token"
+    each = [(block,) for block in vector.recommended]
+    with bar_of(desc="dose", total=len(each), unit="block", progress=progress) as bar:
+        places = [vector.recommended] if _is_coherent(vector) else each
+        while places:
+            blocks, *places = places
+            rows, name = [vector.row(block) for block in blocks], ", ".join(map(str, blocks))
+            dose[rows], found = _measured(model, sites, texts, vector, blocks)
+            bar.update(len(blocks))
+            if found:
+                measured[name] = [round(kl, 5) for kl in found]
+            elif len(blocks) > 1:
+                places = each
+            else:
+                why_not[name] = (
+                    f"no length up to {LONGEST:g} norms of {vector.norm[rows[0]]:g} was found that costs "
+                    f"{DIVERGENCE:g} nats a token"
+                )
     off = (dose / vector.dose).log()
     rest = torch.tensor([block not in vector.recommended for block in vector.blocks])
     known = off[~rest & off.isfinite()]
@@ -103,11 +107,23 @@ def dose_of(
     return replace(vector, dose=dose, provenance={**vector.provenance, "dose": made})
 
 
-def _together(vector: ConceptVector) -> list[tuple[int, ...]]:
-    """The recommended blocks, pushed at once if their coherence is known, else one by one."""
+def _is_coherent(vector: ConceptVector) -> bool:
+    """Whether it is known of the recommended blocks how alike their costs are."""
     rows = [vector.row(block) for block in vector.recommended]
-    is_known = not vector.coherence[rows][:, rows].isnan().any()
-    return [vector.recommended] if is_known else [(block,) for block in vector.recommended]
+    return not vector.coherence[rows][:, rows].isnan().any()
+
+
+def _measured(
+    model: nn.Module, sites: Sequence[nn.Module], texts: Sequence[Answer], vector: ConceptVector, blocks: Sequence[int]
+) -> tuple[Tensor, tuple[float, float] | None]:
+    """(blocks,), the doses that cost one together, and what either sign of it costs; NaN and None where none do."""
+    rows = [vector.row(block) for block in blocks]
+    guess = torch.where(vector.dose.isnan(), FIRST_GUESS * vector.norm, vector.dose)[rows]
+    steps = vector.share_of(blocks) * guess
+    pushes = {sites[row]: step * vector.write[row] for row, step in zip(rows, steps, strict=True)}
+    longest = float((LONGEST * vector.norm[rows] / steps).min())
+    times, found = _searched(model, pushes, texts, longest)
+    return times * guess, found
 
 
 def _searched(
@@ -115,23 +131,25 @@ def _searched(
 ) -> tuple[float, tuple[float, float] | None]:
     """How many times pushes cost what alpha = 1 does, and what either sign of that costs; NaN and None where none do.
 
-    The cost is taken for a power of the length, the square at first, and then what two lengths make it.
+    The cost is taken for a power of the length: the square, and between a length that costs less and one that costs
+    more, that which leads from one to the other.
     """
-    times, before, power = min(1.0, longest), None, 2.0
+    less, more, power = (0.0, -math.inf), (math.inf, math.inf), 2.0
+    times = min(1.0, longest)
     for _ in range(ROUNDS):
         found = divergences(model, pushes, texts, times)
         off = math.log(max(sum(found) / 2, 1e-9) / DIVERGENCE)
-        if not math.isfinite(off):
-            times, before = times / LARGEST_STEP, None
-            continue
+        less, more = ((times, off), more) if off < 0 else (less, (times, off))
+        if math.isfinite(less[1]) and math.isfinite(more[1]):
+            power = max((more[1] - less[1]) / math.log(more[0] / less[0]), 1.0)
         if abs(off) <= NEAR:
             return times * math.exp(-off / power), found
-        if times >= longest and off < 0:
+        if less[0] >= longest:
             break
-        if before is not None:
-            power = min(max((off - before[1]) / math.log(times / before[0]), 1.0), 4.0)
-        before = times, off
-        times = min(times * min(max(math.exp(-off / power), 1 / LARGEST_STEP), LARGEST_STEP), longest)
+        step = math.exp(-off / power) if math.isfinite(off) else 0.0
+        times = min(times * min(max(step, 1 / LARGEST_STEP), LARGEST_STEP), longest)
+        if not less[0] < times < more[0]:
+            times = math.sqrt(less[0] * more[0])
     return math.nan, None
 
 

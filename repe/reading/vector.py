@@ -68,7 +68,8 @@ class ConceptVector:
         accuracy: (blocks,), share of held-out pairs that `read` orders rightly; NaN where nothing was held out.
         separation: (blocks,), distance of the poles along `read` in sigmas, on held-out pairs; infinite at sigma 0.
         dose: (blocks,), the length along `write` at which plain text diverges by 0.1 nats a token; NaN where unknown,
-            everywhere by default.
+            everywhere by default. Measured at the recommended blocks, and forecast elsewhere; several recommended ones
+            are measured together, so that what is true is what their shares cost.
         coherence: (blocks, blocks), the correlation of what pushes at two blocks do to the next token of plain text: 1
             where their costs add up like one push, 0 like two that have nothing to do with each other. NaN where
             unknown, everywhere by default.
@@ -240,14 +241,11 @@ class ConceptVector:
         )
 
     def cost_of(self, blocks: Sequence[int], doses: Tensor) -> float:
-        """How many doses it costs to push at several blocks at once, by so many (blocks,) at each.
-
-        They are taken to add up where the coherence is not known. NaN where a dose is not known.
-        """
+        """How many doses it costs to push at several blocks at once, by so many (blocks,) at each, while costs are
+        quadratic. NaN where a dose is not known; two blocks add up where their coherence is not."""
         rows = [self.row(block) for block in blocks]
-        coherence = self.coherence[rows][:, rows].double()
-        known = torch.ones_like(coherence) if coherence.isnan().any() else coherence
-        return float((doses.double() @ known @ doses.double()).clamp(min=0).sqrt())
+        coherence = self.coherence[rows][:, rows].double().nan_to_num(nan=1.0)
+        return float((doses.double() @ coherence @ doses.double()).clamp(min=0).sqrt())
 
     def share_of(self, blocks: Sequence[int]) -> float:
         """What part of a dose at every one of several blocks costs one dose together; at most the whole of it."""

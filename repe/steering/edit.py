@@ -65,7 +65,8 @@ class Placement:
         constants: those of the edit formula, for every block that is edited, in ascending order.
         lengths: for every block what alpha = 1 adds and the mean norm of the activations there; empty for an edit that
             has no length.
-        doses: how many doses alpha = 1 adds, over all blocks; NaN where that is not known.
+        doses: how many doses alpha = 1 costs, over all blocks; NaN where that is not known. Of several vectors as if
+            they had nothing to do with each other.
         gate: fitted to the model, and `gate_block` the block whose output it reads.
     """
 

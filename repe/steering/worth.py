@@ -27,9 +27,10 @@ def warn_of_strength(placement: Placement, alpha: float) -> bool:
         return False
     felt = "hardly a word will change" if expected < FELT else "the text is likely to break down"
     at_one = placement.divergence(1.0)
+    enough = f"are alpha={(DIVERGENCE / at_one) ** 0.5:.3g}" if at_one else "are not expected of any alpha"
     warnings.warn(
         f"alpha={alpha:g} is expected to make plain text diverge by {expected:.2g} nats a token, at which {felt}: "
-        f"{DIVERGENCE:g} nats, at which a concept is plain, are alpha={(DIVERGENCE / at_one) ** 0.5:.3g}",
+        f"{DIVERGENCE:g} nats, at which a concept is plain, {enough}",
         StrengthWarning,
         stacklevel=5,
     )

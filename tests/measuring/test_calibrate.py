@@ -11,7 +11,10 @@ from repe.measuring.calibrate import _placed, halves
 from repe.measuring.costs import costs
 from repe.measuring.sweep import sweep
 from repe.measuring.tasks import items_of, texts_of
+from repe.models.blocks import find_stack
+from repe.reading.dose import divergences, short_texts
 from repe.reading.extract import read_poles
+from repe.steering.edit import Edit
 from repe.testbed import FOLDER
 from tests import oracles, zoo
 
@@ -69,8 +72,12 @@ def test_only_what_is_forecast_to_be_best_is_tried(loaded_testbed):
     tried = _placed(model, tokenizer, vectors, 5, **how)
     assert [(v.provenance["reader"], v.recommended) for v in tried] == found.ranked()[:5]
     assert any(len(v.recommended) > 1 for v in tried)
-    assert all(v.provenance["dose"]["measured"] for v in tried)
-    assert len(_placed(model, tokenizer, vectors, None, **how)) == 12
+    singles = _placed(model, tokenizer, vectors, None, **how)
+    assert [(v.provenance["reader"], v.recommended) for v in singles] == [(n, (b,)) for n in vectors for b in range(6)]
+    for vector in (*tried, *singles):
+        lengths = Edit.of(vector).on(find_stack(model)).lengths
+        pushes = {find_stack(model).blocks[b]: x * vector.write[vector.row(b)] for b, (x, _) in lengths.items()}
+        assert np.mean(divergences(model, pushes, short_texts(model, tokenizer), 1.0)) == pytest.approx(0.1, rel=0.12)
 
 
 def test_blocks_in_a_row_are_tried_together_with_the_others(loaded_testbed):
@@ -81,6 +88,16 @@ def test_blocks_in_a_row_are_tried_together_with_the_others(loaded_testbed):
     assert len(together) == 1
     assert together[0].where == "blocks 2 to 3"
     assert together[0].validation.gain.low > 0.3
+    many = repe.calibrate(*loaded_testbed, "honesty", readers="mean", tried=9, blocks=[2, 3, 4], requests=None)
+    assert [len(trial.blocks) for trial in many.more.trials].count(2) == 1
+    assert len(many.more.trials) == 4
+
+
+def test_a_place_without_a_dose_is_told_and_not_tried(loaded_testbed, monkeypatch):
+    monkeypatch.setattr(repe.reading.dose, "LONGEST", 1e-4)
+    found = repe.calibrate(*loaded_testbed, "honesty", readers="mean", tried=2, requests=None)
+    assert "norms of" in found.more.trial.reason
+    assert not found.more.alpha
 
 
 def test_the_farthest_alpha_is_where_the_divergence_reaches_the_limit(calibrated, loaded_testbed):

@@ -11,7 +11,7 @@ from transformers import LlamaModel
 import repe
 from repe.data.items import Item
 from repe.measuring.costs import costs
-from repe.measuring.forecast import ITEMS
+from repe.measuring.forecast import ITEMS, Randoms
 from repe.measuring.sweep import sweep
 from repe.measuring.tasks import items_of, texts_of
 from repe.reading.dose import TEXTS
@@ -64,9 +64,15 @@ def test_so_are_those_of_blocks_in_a_row(found: Any, loaded_testbed: Any, vector
     assert run.above == 1.0
 
 
-def test_a_run_is_the_best_of_its_length_and_ranked_with_the_blocks(found: Any) -> None:
-    forecast, _ = found
+def test_a_run_is_the_best_of_its_length_and_ranked_with_the_blocks(
+    found: Any, loaded_testbed: Any, vector: Any
+) -> None:
+    forecast, scope = found
     (run,) = forecast.runs
+    every = [
+        repe.forecast(*loaded_testbed, vector.at(block, block + 1), scope=scope, draws=24).runs[0] for block in range(5)
+    ]
+    assert max(every, key=lambda other: abs(other.efficiency.value)).blocks == run.blocks
     ranked = forecast.ranked()
     assert len(ranked) == 7
     assert (run.reader, run.blocks) in ranked
@@ -83,6 +89,19 @@ def test_no_run_holds_a_block_that_cannot_be_steered_along(loaded_testbed: Any, 
     assert repe.forecast(*loaded_testbed, holes, items=8, draws=1).runs == ()
     apart = vector.at(0, 2, 4)
     assert repe.forecast(*loaded_testbed, apart, items=8, draws=1).runs == ()
+    (run,) = repe.forecast(*loaded_testbed, vector.at(3, 0, 2), items=8, draws=1).runs
+    assert run.blocks == (2, 3)
+
+
+def test_random_directions_of_a_run_push_by_equal_parts_of_their_own_doses() -> None:
+    """Direction by direction, by hand."""
+    generator = torch.Generator().manual_seed(0)
+    randoms = Randoms(torch.randn(5, 4, generator=generator), torch.randn(5, 7, 4, generator=generator))
+    for direction, found in enumerate(randoms.efficiency([1, 2, 3])):
+        costs = randoms.costs[direction, :, 1:].numpy()
+        doses = 1 / np.sqrt((costs**2).mean(0))
+        expected = abs((randoms.moved[direction, 1:].numpy() * doses).sum()) / np.sqrt(((costs @ doses) ** 2).mean())
+        assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_sign_is_right_wherever_the_interval_is_clear_of_zero(found: Any) -> None:

@@ -6,12 +6,14 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 import repe
 from repe.models.blocks import find_stack
+from repe.reading import dose
 from repe.reading.dose import forecast_doses, short_texts
 from repe.reading.gradients import information, samples_of_divergence
 from repe.reading.placing import dosed
@@ -87,6 +89,29 @@ def test_a_random_vector_is_pushed_as_far_as_the_one_it_stands_for(unit: str, to
     random = repe.ConceptVector.random(vector, 3)
     own, other = (Edit.of(v, unit=unit).on(find_stack(model)).lengths for v in (vector, random))
     assert {b: length for b, (length, _) in own.items()} == pytest.approx({b: x for b, (x, _) in other.items()})
+    share = vector.share_of((1, 2)) if unit == "kl" else 0.5
+    of_unit = vector.dose if unit == "kl" else vector.scale
+    assert share > 0.5 or unit == "gap"
+    assert {b: length for b, (length, _) in own.items()} == pytest.approx({b: share * float(of_unit[b]) for b in own})
+
+
+def test_a_dose_is_found_where_costs_leap(testbed: Any) -> None:
+    """The testbed's harmfulness costs .03 nats at a length and .29 at a third more: mere steps swing about the dose."""
+    vector = dosed(*testbed, repe.extract(*testbed, "harmfulness", writes=False).at(2, 3, 4))
+    assert [*vector.provenance["dose"]["measured"]] == ["2, 3, 4"]
+    assert np.mean(vector.provenance["dose"]["measured"]["2, 3, 4"]) == pytest.approx(0.1, rel=0.3)
+
+
+def test_where_blocks_cost_no_dose_together_each_is_measured(tokenizer: Any, monkeypatch: Any) -> None:
+    model, measured = model_of("llama"), dose._measured
+
+    def alone(*args: Any) -> Any:
+        return measured(*args) if len(args[-1]) == 1 else (torch.full((len(args[-1]),), math.nan), None)
+
+    monkeypatch.setattr(dose, "_measured", alone)
+    vector = dosed(model, tokenizer, oracles.vector(recommended=(1, 2)), TEXTS)
+    assert [*vector.provenance["dose"]["measured"]] == ["1", "2"]
+    assert (vector.dose > 0).all()
 
 
 def test_two_concepts_at_several_blocks_cost_what_each_does(tokenizer: Any) -> None:

@@ -577,6 +577,10 @@ def test_pushes_add_up_where_their_coherence_is_not_known_and_less_where_it_is()
     r = float(known.coherence[0, 2])
     assert known.cost_of((2, 7), doses) == pytest.approx(math.sqrt((1 + r) / 2))
     assert known.share_of((2, 7)) == pytest.approx(0.5 / math.sqrt((1 + r) / 2))
+    partly = known.coherence.clone()
+    partly[0, 1] = partly[1, 0] = math.nan
+    assert concept(coherence=partly).cost_of((2, 7), doses) == known.cost_of((2, 7), doses)
+    assert concept(coherence=partly).cost_of((2, 5), doses) == 1.0
     opposed = concept(blocks=(2, 7), coherence=torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
     assert opposed.share_of((2, 7)) == 1.0
 

@@ -115,6 +115,19 @@ def test_a_handle_says_what_its_strength_is_expected_to_cost(
         assert "divergence" not in repr(handle)
 
 
+def test_what_costs_nothing_together_is_warned_of(model: Any, batch: dict, vector: ConceptVector) -> None:
+    opposed = torch.eye(len(vector.blocks))
+    opposed[0, 1] = opposed[1, 0] = -1.0
+    with (
+        pytest.warns(
+            StrengthWarning, match="at which hardly a word will change: 0.1 nats.*are not expected of any alpha"
+        ),
+        repe.steer(model, replace(vector, coherence=opposed), 1.0, blocks=[0, 1]) as handle,
+    ):
+        logits(model, batch)
+    assert handle.divergence == 0
+
+
 def test_a_vector_that_does_not_know_its_dose_is_steered_in_another_unit(model: Any, vector: ConceptVector) -> None:
     with pytest.raises(ValueError, match=r"unit='kl': the vector does not know its dose.*repe.reading.dosed.*'gap'"):
         repe.steer(model, replace(vector, dose=None), 1.0)
