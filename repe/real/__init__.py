@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from repe.models.named import NAMED
-from repe.real import concepts, doses, forecasts, laws, peers, times, writing
+from repe.real import aiming, concepts, doses, forecasts, laws, peers, times, writing
 from repe.real.bench import Bench
 
 FOLDER = Path(__file__).parents[2] / "build" / "real"
@@ -20,6 +20,7 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[object]]] = {
     "doses": doses.tables,
     "forecasts": forecasts.tables,
     "concepts": concepts.tables,
+    "aiming": aiming.tables,
     "writing": writing.tables,
     "laws": laws.tables,
     "times": times.tables,

@@ -12,10 +12,18 @@ from repe.measuring.intervals import Estimate
 from repe.models.blocks import find_stack
 from repe.models.tokens import encode
 from repe.reading.dose import short_texts
-from repe.real import PARTS, concepts, doses, forecasts, laws, main, peers, times, writing
+from repe.real import PARTS, aiming, concepts, doses, forecasts, laws, main, peers, times, writing
 from repe.real.bench import Bench, kept, table
 
-MEASURED_BY = {"doses": doses, "forecasts": forecasts, "writing": writing, "laws": laws, "times": times, "peers": peers}
+MEASURED_BY = {
+    "aiming": aiming,
+    "doses": doses,
+    "forecasts": forecasts,
+    "writing": writing,
+    "laws": laws,
+    "times": times,
+    "peers": peers,
+}
 
 
 @pytest.fixture
