@@ -41,7 +41,7 @@ from repe.steering.scope import Scope
 
 READERS = ("mean", "pca", "probe")
 SMALL = 0.02  # of the norm: a push that is measured where no gradient is there
-RUNS = (1 / 6, 1 / 3)  # of the depth: how many blocks in a row are tried together
+RUNS = (1 / 6, 1 / 3, 1.0)  # of the blocks that can be steered along: how many in a row are tried together
 
 Weighed = tuple[Tensor, Tensor]
 """How far every item moves, (items, blocks), and the Fisher information of one direction a block, (blocks, blocks), NaN
@@ -50,14 +50,14 @@ off the diagonal where it is not known."""
 
 @dataclass(frozen=True)
 class Place:
-    """A block, or several in a row that are pushed together, each by an equal part of its own dose.
+    """A block, or several in a row that are pushed together, the same part of the way between the poles at each.
 
     Attributes:
         reader, blocks: which.
         efficiency: nats of log odds for a square root of the Fisher information, with its 95% interval over items.
         slope: nats of log odds for what costs a dose together.
         wrong: the share of items that move the wrong way.
-        above: the share of random directions, a different one at each of the blocks, that are less efficient.
+        above: the share of random directions, a different one as long at each of the blocks, that are less efficient.
     """
 
     reader: str
@@ -92,7 +92,7 @@ class Forecast(ByValue):
         accuracy: held-out pairs that are read rightly, NaN where unknown.
         scope: the tokens that are edited.
         coherence: (readers, blocks, blocks), as in a `ConceptVector`; NaN where the model has no gradient.
-        runs: of every reader and length, a sixth and a third of the depth, the most efficient blocks in a row.
+        runs: of every reader, the most efficient of blocks in a row: a sixth of them, a third, and all.
         left_out: how many behaviour items were not asked, and why.
 
     Example:
@@ -265,8 +265,7 @@ def forecast(
         weighed, randoms = _steered(scorer, vectors, questions, texts[::2][:TEXTS], scope, progress), None
     weigh = Weigher([item.group for item in questions], randoms, seed)
     single = _forecast(vectors, weighed, weigh, repr(scope))
-    lengths = {round(share * stack.n_blocks) for share in RUNS} - {0, 1} if randoms else ()
-    return replace(single, runs=_runs(vectors, weighed, weigh, sorted(lengths)), left_out=aimed_at + left_out)
+    return replace(single, runs=_runs(vectors, weighed, weigh) if randoms else (), left_out=aimed_at + left_out)
 
 
 def _vectors(
@@ -325,45 +324,46 @@ class Randoms:
         drawn = [along_random(gradient[site], found.samples[:, site], generator) for site in sites]
         return cls(*(torch.stack(parts, dim=-1) for parts in zip(*drawn, strict=True)))
 
-    def efficiency(self, rows: Sequence[int]) -> Tensor:
+    def efficiency(self, rows: Sequence[int], lengths: Tensor) -> Tensor:
         """(directions,), whichever way they point, of a different one at each of the blocks."""
-        costs = self.costs[..., rows]
-        root = costs.square().mean(1).sqrt()
-        together = (costs / root[:, None]).sum(-1).square().mean(1).sqrt()
-        return ((self.moved[:, rows] / root).sum(-1) / together).abs().double()
+        moved, costs = ((of[..., rows].double() @ lengths.double()) for of in (self.moved, self.costs))
+        return moved.abs() / costs.square().mean(1).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
 class Weigher:
-    """What is made of slopes and costs, where equal parts of their own doses are pushed at blocks by their rows."""
+    """What is made of slopes and costs, where blocks, by their rows, are pushed by lengths in proportion."""
 
     groups: Sequence[str]
     randoms: Randoms | None
     seed: int
 
-    def of_items(self, weighed: Weighed, rows: Sequence[int]) -> Tensor:
+    def of_items(self, vector: ConceptVector, weighed: Weighed, rows: Sequence[int]) -> Tensor:
         """(items,), how far each moves for a square root of the Fisher information."""
         moved, cost = (part.double() for part in weighed)
-        root = cost.diagonal()[rows].sqrt()
-        together = (cost[rows][:, rows] / (root * root[:, None])).sum().sqrt()
-        return (moved[:, rows] / root).sum(1) / together
+        lengths = _way(vector, rows)
+        return moved[:, rows] @ lengths / (lengths @ cost[rows][:, rows] @ lengths).sqrt()
 
     def place(self, reader: str, vector: ConceptVector, weighed: Weighed, rows: Sequence[int]) -> Place:
-        of_items = self.of_items(weighed, rows)
+        of_items = self.of_items(vector, weighed, rows)
         (known,) = Measured(np.zeros(1), of_items[None].numpy(), self.groups, self.seed).estimates()
+        above = math.nan
+        if self.randoms is not None:
+            random = self.randoms.efficiency(rows, _way(vector, rows))
+            above = float((random < abs(known.value)).double().mean())
         return Place(
             reader,
             tuple(vector.blocks[row] for row in rows),
             known,
             slope=float(of_items.mean()) * math.sqrt(2 * DIVERGENCE),
             wrong=float((of_items < 0).double().mean()),
-            above=math.nan if self.randoms is None else self.above(rows, abs(known.value)),
+            above=above,
         )
 
-    def above(self, rows: Sequence[int], efficiency: float) -> float:
-        """The share of random directions that are less efficient."""
-        assert self.randoms is not None
-        return float((self.randoms.efficiency(rows) < efficiency).double().mean())
+
+def _way(vector: ConceptVector, rows: Sequence[int]) -> Tensor:
+    """(rows,), what pushes at several blocks are in proportion to."""
+    return vector.scale[list(rows)].double().abs() if len(rows) > 1 else torch.ones(1, dtype=torch.double)
 
 
 def _forecast(
@@ -379,7 +379,9 @@ def _forecast(
     def of_each(fact: Callable[[Place], float]) -> Array:
         return np.where(unusable, math.nan, np.array([[fact(place) for place in row] for row in places]))
 
-    random = [weigh.randoms.efficiency([row]).quantile(UNUSUAL) if weigh.randoms else math.nan for row in every]
+    random = [
+        weigh.randoms.efficiency([row], torch.ones(1)).quantile(UNUSUAL) if weigh.randoms else math.nan for row in every
+    ]
     return Forecast(
         concept=first.concept,
         readers=tuple(vectors),
@@ -398,21 +400,17 @@ def _forecast(
     )
 
 
-def _runs(
-    vectors: Mapping[str, ConceptVector], weighed: Mapping[str, Weighed], weigh: Weigher, lengths: Sequence[int]
-) -> tuple[Place, ...]:
-    """The most efficient blocks in a row, for every reader and length, as far as they can be steered along."""
+def _runs(vectors: Mapping[str, ConceptVector], weighed: Mapping[str, Weighed], weigh: Weigher) -> tuple[Place, ...]:
+    """The most efficient blocks in a row, for every reader and length, of those that can be steered along."""
     found = []
     for name, vector in vectors.items():
-        for length in lengths:
-            runs = [rows for rows in _rows_of_runs(vector, length) if (vector.scale[rows] > 0).all()]
-            if runs:
-                best = max(runs, key=lambda rows: abs(np.nan_to_num(float(weigh.of_items(weighed[name], rows).mean()))))
-                found.append(weigh.place(name, vector, weighed[name], best))
+
+        def efficiency(rows: Sequence[int], name: str = name, vector: ConceptVector = vector) -> float:
+            return abs(np.nan_to_num(float(weigh.of_items(vector, weighed[name], rows).mean())))
+
+        order = sorted(range(len(vector.blocks)), key=vector.blocks.__getitem__)
+        usable = [row for row in order if vector.scale[row] > 0]
+        for count in sorted({round(share * len(usable)) for share in RUNS} - {0, 1}):
+            runs = [usable[first : first + count] for first in range(len(usable) - count + 1)]
+            found.append(weigh.place(name, vector, weighed[name], max(runs, key=efficiency)))
     return tuple(found)
-
-
-def _rows_of_runs(vector: ConceptVector, length: int) -> list[list[int]]:
-    """The rows of every so many blocks of which each follows the one before."""
-    wanted = [range(first, first + length) for first in vector.blocks]
-    return [[vector.row(block) for block in run] for run in wanted if {*run} <= {*vector.blocks}]

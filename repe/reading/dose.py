@@ -118,12 +118,12 @@ def _measured(
 ) -> tuple[Tensor, tuple[float, float] | None]:
     """(blocks,), the doses that cost one together, and what either sign of it costs; NaN and None where none do."""
     rows = [vector.row(block) for block in blocks]
-    guess = torch.where(vector.dose.isnan(), FIRST_GUESS * vector.norm, vector.dose)[rows]
-    steps = vector.share_of(blocks) * guess
+    guess = torch.where(vector.dose.isnan(), FIRST_GUESS * vector.norm, vector.dose)
+    steps = replace(vector, dose=guess).lengths_at(blocks)
     pushes = {sites[row]: step * vector.write[row] for row, step in zip(rows, steps, strict=True)}
     longest = float((LONGEST * vector.norm[rows] / steps).min())
     times, found = _searched(model, pushes, texts, longest)
-    return times * guess, found
+    return times * guess[rows], found
 
 
 def _searched(

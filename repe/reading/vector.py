@@ -247,10 +247,16 @@ class ConceptVector:
         coherence = self.coherence[rows][:, rows].double().nan_to_num(nan=1.0)
         return float((doses.double() @ coherence @ doses.double()).clamp(min=0).sqrt())
 
-    def share_of(self, blocks: Sequence[int]) -> float:
-        """What part of a dose at every one of several blocks costs one dose together; at most the whole of it."""
-        even = torch.full((len(blocks),), 1 / len(blocks))
-        return min(1.0, 1 / max(len(blocks) * self.cost_of(blocks, even), 1e-9))
+    def lengths_at(self, blocks: Sequence[int]) -> Tensor:
+        """(blocks,), how far to push at each of several blocks for all of them to cost one dose, in activation units.
+
+        They are the same part of the way between the poles everywhere, which grows with the depth as the activations
+        do; and at most a dose at any of them. NaN where a dose is not known.
+        """
+        rows = [self.row(block) for block in blocks]
+        way = self.scale[rows].double().abs().clamp(min=torch.finfo(torch.float32).tiny)
+        doses = way / self.dose[rows].double()
+        return (way / max(self.cost_of(blocks, doses), float(doses.max()))).float()
 
     @property
     def is_written(self) -> bool | None:

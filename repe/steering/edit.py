@@ -23,7 +23,7 @@ from repe.models.blocks import block_numbers
 from repe.ops import Coefficients
 from repe.reading.vector import DIVERGENCE, ConceptVector, tensor_from_json, tensor_to_json
 from repe.steering.gate import Decision, Gate, gate_block
-from repe.steering.kinds import KINDS, UNITS, Directions, options_of, shares_of, step_of
+from repe.steering.kinds import KINDS, UNITS, Directions, options_of, steps_of
 from repe.steering.scope import Scope, check_scope, scope_from_json, scope_to_json
 
 Blocks = str | int | slice | Iterable[int]
@@ -189,10 +189,11 @@ class Edit:
         _check_unit(self)
         gate = self.gate.fitted(shape.d_model, shape.n_blocks, self.stack) if isinstance(self.gate, Gate) else self.gate
         with torch.inference_mode(False), torch.no_grad():  # autograd must be able to save the constants later
-            share = shares_of(self.vectors, blocks, self.unit) if self.has_length else torch.empty(0)
-            constants = {block: self._constants_at(block, share) for block in blocks}
-            lengths = {block: self._length_at(block, share) for block in blocks} if self.has_length else {}
-        doses = self._doses_at(blocks, share) if self.has_length else math.nan
+            steps = steps_of(self.vectors, blocks, self.unit) if self.has_length else torch.empty(len(blocks), 0)
+            placed = list(zip(blocks, steps, strict=True))
+            constants = {block: self._constants_at(block, step) for block, step in placed}
+            lengths = {block: self._length_at(block, step) for block, step in placed} if self.has_length else {}
+        doses = self._doses_of(blocks, steps) if self.has_length else math.nan
         read_at = None if gate is None else gate_block(gate, blocks[0], self.site)
         return Placement(constants, lengths, doses, gate, read_at)
 
@@ -202,24 +203,23 @@ class Edit:
             raise ValueError("bare constants do not say where they belong: pass blocks=")
         return self.vectors[0].recommended
 
-    def _constants_at(self, block: int, share: Tensor) -> Coefficients:
+    def _constants_at(self, block: int, step: Tensor) -> Coefficients:
         if self.constants is not None:
             return self.constants
         at = Directions.of(self.vectors, block)
         given: dict[str, Any] = {name: getattr(self, name) for name in MEANINGS if name in options_of(self.kind)}
         if self.has_length:
-            given["step"] = step_of(at, self.unit, share)
+            given["step"] = step
         return replace(KINDS[self.kind](at, **given), keep_norm=self.keep_norm)
 
-    def _length_at(self, block: int, share: Tensor) -> tuple[float, float]:
+    def _length_at(self, block: int, step: Tensor) -> tuple[float, float]:
         at = Directions.of(self.vectors, block)
-        return (step_of(at, self.unit, share) @ at.write).norm().item(), at.norm[0].item()
+        return (step @ at.write).norm().item(), at.norm[0].item()
 
-    def _doses_at(self, blocks: Sequence[int], share: Tensor) -> float:
-        at = [Directions.of(self.vectors, block) for block in blocks]
-        pushed = torch.stack([step_of(here, self.unit, share) / here.dose for here in at])
-        costs = [vector.cost_of(blocks, pushed[:, i]) for i, vector in enumerate(self.vectors)]
-        return math.hypot(*costs)
+    def _doses_of(self, blocks: Sequence[int], steps: Tensor) -> float:
+        rows = [[vector.row(block) for block in blocks] for vector in self.vectors]
+        doses = [step / vector.dose[at] for vector, at, step in zip(self.vectors, rows, steps.T, strict=True)]
+        return math.hypot(*(vector.cost_of(blocks, of) for vector, of in zip(self.vectors, doses, strict=True)))
 
     # as a value
 

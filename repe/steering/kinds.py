@@ -55,9 +55,7 @@ class Directions:
 
 
 # units: what alpha = 1 displaces along `write`, (K,), in activation units. What is added at one block is still there at
-# the next, so that all but "raw" are shared out over the blocks. Of doses the shares are such that all of them together
-# cost what one does
-
+# the next, so that all but "raw" are shared out over the blocks
 UNITS: dict[str, Callable[[Directions], Tensor]] = {
     "kl": lambda at: at.dose,
     "gap": lambda at: at.scale,
@@ -67,21 +65,16 @@ UNITS: dict[str, Callable[[Directions], Tensor]] = {
 }
 
 
-def step_of(at: Directions, unit: str, share: Tensor) -> Tensor:
-    """(K,), what alpha = 1 displaces at a block with a share of it. Raises ValueError if the vector lacks the unit."""
-    step = UNITS[unit](at)
-    if step.isnan().any():
+def steps_of(vectors: Sequence[ConceptVector], blocks: Sequence[int], unit: str) -> Tensor:
+    """(blocks, K), what alpha = 1 displaces. Raises ValueError if a vector lacks the unit."""
+    if unit == "kl":
+        steps = torch.stack([vector.lengths_at(blocks) for vector in vectors], dim=1)
+    else:
+        steps = torch.stack([UNITS[unit](Directions.of(vectors, block)) for block in blocks])
+        steps = steps if unit == "raw" else steps / len(blocks)
+    if steps.isnan().any():
         raise ValueError(f"unit={unit!r}: {WITHOUT.get(unit, 'the vector does not know it, as no pairs were read')}")
-    return step if unit == "raw" else step * share
-
-
-def shares_of(vectors: Sequence[ConceptVector], blocks: Sequence[int], unit: str) -> Tensor:
-    """(K,), the share of alpha that each of several blocks gets.
-
-    Doses at blocks whose costs are not alike cost less together than a dose, so that each gets more of it, and at most
-    the whole. Where that is not known, and in all other units, the shares are those that sum to 1.
-    """
-    return torch.tensor([v.share_of(blocks) if unit == "kl" else 1 / len(blocks) for v in vectors])
+    return steps
 
 
 WITHOUT = {

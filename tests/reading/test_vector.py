@@ -571,18 +571,35 @@ def test_a_coherence_is_a_correlation(wrong):
 
 def test_pushes_add_up_where_their_coherence_is_not_known_and_less_where_it_is():
     """By hand: of two unit pushes of correlation r, half of each is as long as the root of (1 + r) / 2."""
-    doses = torch.tensor([0.5, 0.5])
-    unknown, known = concept(coherence=None), concept()
-    assert (unknown.cost_of((2, 7), doses), unknown.share_of((2, 7))) == (1.0, 0.5)
+    doses, even = torch.tensor([0.5, 0.5]), {"scale": torch.ones(3), "dose": torch.full((3,), 4.0)}
+    unknown, known = concept(coherence=None, **even), concept(**even)
+    assert unknown.cost_of((2, 7), doses) == 1.0
+    assert unknown.lengths_at((2, 7)).tolist() == [2.0, 2.0]
     r = float(known.coherence[0, 2])
     assert known.cost_of((2, 7), doses) == pytest.approx(math.sqrt((1 + r) / 2))
-    assert known.share_of((2, 7)) == pytest.approx(0.5 / math.sqrt((1 + r) / 2))
+    assert known.lengths_at((2, 7)).tolist() == pytest.approx([2 / math.sqrt((1 + r) / 2)] * 2)
     partly = known.coherence.clone()
     partly[0, 1] = partly[1, 0] = math.nan
     assert concept(coherence=partly).cost_of((2, 7), doses) == known.cost_of((2, 7), doses)
     assert concept(coherence=partly).cost_of((2, 5), doses) == 1.0
+
+
+@given(seeds)
+def test_the_lengths_at_several_blocks_are_one_part_of_the_way_and_cost_one_dose(seed):
+    v = concept(seed)
+    for blocks in ((2,), (2, 7), (7, 5, 2)):
+        rows, lengths = [v.row(block) for block in blocks], v.lengths_at(blocks)
+        parts = lengths / v.scale[rows]
+        torch.testing.assert_close(parts, parts[:1].expand_as(parts))
+        doses = lengths / v.dose[rows]
+        assert float(doses.max()) <= 1 + 1e-5
+        assert v.cost_of(blocks, doses) == pytest.approx(1, rel=1e-4) or float(doses.max()) == pytest.approx(1)
+    assert v.lengths_at((5,)).tolist() == pytest.approx([float(v.dose[1])])
+
+
+def test_what_cancels_out_is_pushed_by_a_dose_at_most():
     opposed = concept(blocks=(2, 7), coherence=torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
-    assert opposed.share_of((2, 7)) == 1.0
+    assert (opposed.lengths_at((2, 7)) / opposed.dose).max() == pytest.approx(1)
 
 
 def test_a_failure_while_writing_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
