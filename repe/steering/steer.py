@@ -55,9 +55,9 @@ def steer(
         unit: of alpha, for edits that have a length: what 1 adds along the direction. "kl", the dose: what makes plain
             text diverge by 0.1 nats a token; "gap", from the middle between the poles to the positive pole; "sigma",
             one standard deviation inside the poles; "norm", the mean norm of the activations: all shared out over the
-            blocks. Where doses are, it is in gaps, of which each block gets as many, so that all cost one dose together
-            while costs are quadratic: `repe.reading.dosed(model, tokenizer, vector.at(13, 14))` measures it. "raw", a length of 1 at every block; it alone is taken at
-            a site that is not the vector's own, where the others were not measured.
+            blocks. In doses, several blocks are pushed by as many gaps each as cost one dose together while costs are
+            quadratic; `repe.reading.dosed(model, tokenizer, vector.at(13, 14))` measures it. "raw", a length of 1 at
+            every block; it alone is taken at a site that is not the vector's own, where the others were not measured.
         target: the score that an edit aims at, where it takes one; the poles stand at -1 and +1.
         theta: the angle in radians, where an edit takes one.
         gate: which rows are edited: a `Gate`, or a function of the prompts' activations at the first edited block,
