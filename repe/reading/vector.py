@@ -254,6 +254,8 @@ class ConceptVector:
         do; and at most a dose at any of them. NaN where a dose is not known.
         """
         rows = [self.row(block) for block in blocks]
+        if len(rows) == 1:
+            return self.dose[rows]
         way = self.scale[rows].double().abs().clamp(min=torch.finfo(torch.float32).tiny)
         doses = way / self.dose[rows].double()
         return (way / max(self.cost_of(blocks, doses), float(doses.max()))).float()
