@@ -78,8 +78,10 @@ class Trial:
     @property
     def where(self) -> str:
         """The block, or the first and the last of several, in words."""
-        first, last = self.blocks[0], self.blocks[-1]
-        return f"block {first}" if first == last else f"blocks {first} to {last}"
+        first, last, count = self.blocks[0], self.blocks[-1], len(self.blocks)
+        if count == 1:
+            return f"block {first}"
+        return f"blocks {first} to {last}" if last - first < count else f"{count} blocks from {first} to {last}"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,9 @@ class Place:
     above: float
 
     def __str__(self) -> str:
-        return " to ".join(map(str, dict.fromkeys([self.blocks[0], self.blocks[-1]])))
+        first, last = self.blocks[0], self.blocks[-1]
+        in_a_row = f"{first} to {last}" if len(self.blocks) > 1 else str(first)
+        return in_a_row if last - first < len(self.blocks) else f"{len(self.blocks)} of {in_a_row}"
 
 
 @dataclass(frozen=True, eq=False)
