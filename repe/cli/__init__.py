@@ -36,8 +36,8 @@ With a model of your own (-m: a folder, a .gguf file, smollm2, or a name on the 
   repe tradeoff mine.safetensors -m MODEL --alignment items.jsonl
   repe bake -s mine.safetensors=1.5 -m MODEL -o FOLDER
 
-A CONCEPT is a name, a file of pairs (.json, .jsonl, .csv) or a vector (.safetensors). The strength alpha counts half
-the distance of the concept's poles: 1 goes from the middle to the positive pole, -1 to the negative, 0 is off.
+A CONCEPT is a name, a file of pairs (.json, .jsonl, .csv) or a vector (.safetensors). The strength alpha counts what it
+costs: at 1 plain text diverges from the unsteered model by 0.1 nats a token, -1 goes the other way, 0 is off.
 """
 MORE = "More: repe COMMAND --help. Commands, concepts and options complete themselves after repe --install-completion."
 
