@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from repe.data.items import Item
 
-OPTION = re.compile(r"\s*\(([A-Z])\)\s+(.+?)(?=\s*\([A-Z]\)|\s*Answer with|\s*$)", re.DOTALL)
+OPTION = re.compile(r"\s*\(([A-Z])\)\s+(.+?)(?=\s*\([A-Z]\)|\s*Answer with|\n\s*\n|\s*$)", re.DOTALL)
 
 
 def places(item: Item) -> list[re.Match[str]]:
     """Where the options of an item stand in what it asks, each with its letter and its text, in their order there.
 
     There are none if the item does not ask for a letter: if its options are not those that stand in brackets before
-    texts at the end of its prompt.
+    texts at the end of its prompt. A text ends before the next bracket, an empty line or "Answer with".
     """
     found = {match[1]: match for match in OPTION.finditer(question(item))}
     asks = sorted(found) == sorted(option.strip() for option in item.options)

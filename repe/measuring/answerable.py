@@ -25,7 +25,6 @@ UNBOUND = "the answer does not follow when the options change places"
 AIMED_AT = "the vector was aimed at them, or at what shares their group"
 ADVICE = {UNMOVED: "name another scope", UNBOUND: "ask in words (letters=False)"}
 
-Kept = tuple[Sequence[Item], tuple[LeftOut, ...]]
 Answerable = tuple[Mapping[str, Sequence[Item]], tuple[LeftOut, ...]]
 
 
@@ -62,15 +61,18 @@ def answerable(
     return {key: kept for key, (kept, _) in found.items()}, tuple(told for _, of_it in found.values() for told in of_it)
 
 
-def not_aimed_at(items: Sequence[Item], vectors: Sequence[ConceptVector], name: str) -> Kept:
-    """The items of a task that none of the vectors was aimed at, and how many of them it was.
+def not_aimed_at(
+    tasks: Mapping[str, Sequence[Item]], vectors: Sequence[ConceptVector], names: Mapping[str, str]
+) -> Answerable:
+    """The items that none of the vectors was aimed at, and how many were left out of each task.
 
     Raises:
-        ValueError: none is left.
+        ValueError: none of a task is left.
     """
-    left = unseen(items, *vectors)
-    count = len(items) - len(left)
-    return left, (LeftOut(name, count, len(items), AIMED_AT),) if count else ()
+    left = {key: unseen(items, *vectors) for key, items in tasks.items()}
+    counts = {key: len(items) - len(left[key]) for key, items in tasks.items()}
+    told = (LeftOut(names[key], count, len(tasks[key]), AIMED_AT) for key, count in counts.items() if count)
+    return left, tuple(told)
 
 
 def _kept(

@@ -39,6 +39,7 @@ from repe.reading.dose import dose_of, short_texts
 from repe.reading.extract import read_poles
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit, EditOptions, spells_options
+from repe.steering.gate import Decision, Gate, earliest
 from repe.steering.scope import check_scope
 from repe.steering.steer import edit_of
 
@@ -217,7 +218,7 @@ def calibrate(
         model, tokenizer, source, blocks=blocks, site=site, stack=stack, blocks_at=blocks_at, progress=progress
     )
     vectors = _placed(
-        model, tokenizer, {name: poles.fitted(name) for name in readers}, tried,
+        model, tokenizer, {name: poles.fitted(name) for name in readers}, tried, options.get("gate"),
         alignment=halved[0][0], neutral=texts, scope=scope, letters=letters, all_items=True, seed=seed,
         blocks_at=blocks_at, progress=progress,
     )  # fmt: skip
@@ -232,12 +233,27 @@ def calibrate(
 
 
 def _placed(
-    model: nn.Module, tokenizer: Any, vectors: Mapping[str, ConceptVector], tried: int | None, **how: Any
+    model: nn.Module,
+    tokenizer: Any,
+    vectors: Mapping[str, ConceptVector],
+    tried: int | None,
+    gate: Gate | Decision | None = None,
+    **how: Any,
 ) -> list[ConceptVector]:
-    """The vectors that are tried out, each with its dose measured where it recommends to be steered along."""
-    found, first = forecast(model, tokenizer, vectors, **how), next(iter(vectors.values()))
-    singles = [(name, (block,)) for name, vector in vectors.items() for block in vector.blocks]
+    """The vectors that are tried out, each with its dose measured where it recommends to be steered along.
+
+    That is nowhere before a gate, which would judge what it steered.
+    """
+    first = next(iter(vectors.values()))
     stack, texts = find_stack(model, first.stack, how["blocks_at"]), short_texts(model, tokenizer)
+    begin = 0
+    if isinstance(gate, Gate):
+        begin = earliest(gate.fitted(first.d_model, stack.n_blocks, first.stack).at, first.site)
+    if begin > max(first.blocks):
+        raise ValueError(f"{gate} reads behind every block that could be steered at, of {list(first.blocks)}")
+    found = forecast(model, tokenizer, vectors, **how)
+    singles = [(name, (block,)) for name, vector in vectors.items() for block in vector.blocks]
+    places = [(name, blocks) for name, blocks in (singles if tried is None else found.ranked()) if min(blocks) >= begin]
     sites = [stack.site(first.site, block) for block in first.blocks]
     known = {
         name: replace(vectors[name], dose=torch.tensor(dose).float(), coherence=torch.tensor(coherence).float())
@@ -245,10 +261,7 @@ def _placed(
             found.readers, np.nan_to_num(found.dose, nan=np.nan, posinf=np.nan), found.coherence, strict=True
         )
     }
-    guessed = [
-        replace(known[name], recommended=blocks)
-        for name, blocks in (singles if tried is None else found.ranked()[:tried])
-    ]
+    guessed = [replace(known[name], recommended=blocks) for name, blocks in places[:tried]]
     return [dose_of(model, sites, texts, vector, progress=how["progress"]) for vector in guessed]
 
 

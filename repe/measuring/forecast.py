@@ -94,7 +94,8 @@ class Forecast(ByValue):
         accuracy: held-out pairs that are read rightly, NaN where unknown.
         scope: the tokens that are edited.
         coherence: (readers, blocks, blocks), as in a `ConceptVector`; NaN where the model has no gradient.
-        runs: of every reader, the most efficient of blocks in a row: a sixth of them, a third, and all.
+        runs: of every reader, the most efficient of the blocks that can be steered along, so many in a row: a sixth, a
+            third, and all.
         left_out: how many behaviour items were not asked, and why.
 
     Example:
@@ -248,10 +249,10 @@ def forecast(
     sites = [stack.site(first.site, block) for block in first.blocks]
     scope = Edit.of(first, scope=scope, unit="raw").scope
     scorer = TransformersScorer(model, tokenizer, blocks_at=blocks_at, progress=False)
-    named = called(behaviour, first.concept)
-    others, aimed_at = not_aimed_at(asked(behaviour, model, letters=letters), [*vectors.values()], named)
-    task = {"alignment": others}
-    kept, left_out = (task, ()) if all_items else answerable(scorer, tokenizer, task, scope, {"alignment": named})
+    names = {"alignment": called(behaviour, first.concept)}
+    tasks = {"alignment": asked(behaviour, model, letters=letters)}
+    task, aimed_at = not_aimed_at(tasks, [*vectors.values()], names)
+    kept, left_out = (task, ()) if all_items else answerable(scorer, tokenizer, task, scope, names)
     questions = spread(kept["alignment"], items)
     try:
         found = Sensitivity.of(

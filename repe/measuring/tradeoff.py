@@ -71,7 +71,7 @@ def tradeoff(
         concept: a name or a vector, as in `repe.steer`.
         alphas: the strengths; sorted, each once, and 0 is added.
         alignment: the behaviour items, whose answer is the aligned option: a task's name, the path of a file, or items;
-            the concept's own by default. Those that the vector was aimed at (`repe.reading.aimed`) are left out.
+            the concept's own by default.
         helpfulness: the same for items with one right option; or what was measured of them elsewhere, at these alphas.
         neutral: texts on which divergence and cross-entropy are measured; None for none.
         controls: how many random directions are steered along; 4 by default where what 1,000 of them do to behaviour
@@ -84,7 +84,8 @@ def tradeoff(
             models bind no letters.
         all_items: measure also on items that tell nothing, which are left out by default, and counted: those that ask
             for a letter, and of which the unsteered model does not find the same text the likeliest wherever the
-            options' texts stand; and those that the scope holds no token of behind which an option is predicted.
+            options' texts stand; and those that the scope holds no token of behind which an option is predicted. Items
+            of either task that the vector was aimed at (`repe.reading.aimed`) are left out in any case.
         requests: pairs of harmful and harmless requests, as in `repe.measuring.side_effects`, which are answered at the
             strength that is recommended, or near 1 where none is; None for none.
         batch_tokens, resume, blocks_at, progress, options: as in `repe.measuring.sweep`.
@@ -111,9 +112,9 @@ def tradeoff(
     placement = edit.on(find_stack(model, edit.stack, blocks_at))
     given = {"alignment": edit.name if alignment is None else alignment, "helpfulness": helpfulness}
     here = {name: task for name, task in given.items() if not isinstance(task, Scores)}
-    tasks: dict[str, Sequence[Item]] = {name: asked(task, model, letters=letters) for name, task in here.items()}
+    tasks: Mapping[str, Sequence[Item]] = {name: asked(task, model, letters=letters) for name, task in here.items()}
     names = {"alignment": called(alignment, edit.name), "helpfulness": called(helpfulness, "helpfulness")}
-    tasks["alignment"], aimed_at = not_aimed_at(tasks["alignment"], edit.vectors, names["alignment"])
+    tasks, aimed_at = not_aimed_at(tasks, edit.vectors, names)
     if isinstance(helpfulness, Scores) and len(helpfulness.log_likelihoods) != len(strengths):
         raise ValueError(
             f"`helpfulness` was measured at {len(helpfulness.log_likelihoods)} alphas, and these are {strengths}, 0 "
@@ -144,7 +145,7 @@ def tradeoff(
         helpfulness=replace(measured["helpfulness"], name=names["helpfulness"]),
         costs=spent,
         control=_control(exam, scorer, edit, strengths, randoms, chance, progress),
-        baseline=_baseline(scorer, tokenizer, prompts, tasks),
+        baseline=_baseline(scorer, tokenizer, prompts, kept),
         left_out=aimed_at + left_out,
         provenance={
             "model": name_of_model(model),

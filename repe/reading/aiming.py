@@ -48,8 +48,8 @@ def aimed(
     and its provenance tells this efficiency of every block, and how many random directions do less.
 
     Half of the concept's items are fitted to, every other group of them. `repe.forecast` and `repe.tradeoff` leave out
-    what a vector was aimed at, and all that shares its group; whatever else measures it should, by
-    `repe.reading.unseen`.
+    what a vector was aimed at, however it is asked, and what shares its group in a file; whatever else measures it
+    should, by `repe.reading.unseen`.
 
     Args:
         model, tokenizer: neither is changed. What is attached to the model applies.
@@ -73,31 +73,33 @@ def aimed(
     if AIMED_AT in vector.provenance:
         raise ValueError(f"{vector.concept}: the vector is aimed already: aim the one that was extracted")
     chosen = _every_other(vector.concept, model) if items is None else items
-    names = [name_of(item) for item in chosen]
-    if len({*names}) < 2:
+    groups = [group_of(item) for item in chosen]
+    if len({*groups}) < 2:
         raise ValueError(
-            f"{vector.concept}: a vector is aimed at items of two groups at least, and got {len({*names})}"
+            f"{vector.concept}: a vector is aimed at items of two groups at least, and got {len({*groups})}"
         )
     stack, plain = find_stack(model, vector.stack, blocks_at), short_texts(model, tokenizer, neutral)
     sites = [stack.site(vector.site, block) for block in vector.blocks]
     gradients = gradients_of_answers(model, sites, as_questions(tokenizer, chosen), progress=progress)
     samples = samples_of_divergence(model, sites, plain, draws=DRAWS, progress=progress)
-    efficient = efficiency_left_out(vector, gradients, samples, names)
+    efficient = efficiency_left_out(vector, gradients, samples, groups)
     turned = towards(vector, gradients.mean(0))
-    turned = replace(turned, provenance={**vector.provenance, AIMED_AT: sorted({*names})})
+    turned = replace(turned, provenance={**vector.provenance, AIMED_AT: sorted({*map(name_of, chosen)})})
     turned = compared(moved(turned, efficient, stack.n_blocks), efficient, gradients.mean(0), samples)
     forecast = forecast_doses(turned, information(samples, turned.write))
     return dose_of(model, sites, plain, forecast, progress=progress)
 
 
 def unseen(items: Sequence[Item], *vectors: ConceptVector) -> list[Item]:
-    """The items that none of the vectors was aimed at, nor at any of their group.
+    """The items that none of the vectors was aimed at, nor at another of them that shares their group.
 
     Raises:
         ValueError: there are items, and none is left.
     """
     seen = {name for vector in vectors for name in vector.provenance.get(AIMED_AT, ())}
-    left = [item for item in items if name_of(item) not in seen]
+    known = [name_of(item) in seen for item in items] if seen else [False] * len(items)
+    groups = {group_of(item) for item, is_known in zip(items, known, strict=True) if is_known}
+    left = [item for item in items if group_of(item) not in groups]
     if items and not left:
         names = ", ".join(vector.concept for vector in vectors)
         raise ValueError(f"{names}: aimed at all of these items, which cannot tell what it does: measure it on others")
@@ -105,14 +107,20 @@ def unseen(items: Sequence[Item], *vectors: ConceptVector) -> list[Item]:
 
 
 def name_of(item: Item) -> str:
-    """What an item is known by, however it is asked: its group, or a few digits where it has none."""
-    return item.group or digest({"prompt": json.dumps(item.prompt), "options": sorted(item.options)})
+    """What an item is known by, however it is asked: a few digits of what it asks in words."""
+    (asked,) = worded([item])
+    return digest({"prompt": json.dumps(asked.prompt), "options": sorted(asked.options)})
+
+
+def group_of(item: Item) -> str:
+    """What an item shares with others of its file, or its own name where it has no group."""
+    return item.group or name_of(item)
 
 
 def _every_other(concept: str, model: nn.Module) -> list[Item]:
     items = worded(load_items(find_task(concept, home_of(model))))
-    chosen = {*list(dict.fromkeys(map(name_of, items)))[::2]}
-    return [item for item in items if name_of(item) in chosen]
+    chosen = {*list(dict.fromkeys(map(group_of, items)))[::2]}
+    return [item for item in items if group_of(item) in chosen]
 
 
 # gradients -> directions

@@ -237,7 +237,7 @@ class ConceptVector:
             concept=f"random {seed}",
             dose=like.dose,
             coherence=like.coherence,
-            provenance=_made("random", [like], seed=seed, like=like.concept),
+            provenance={"made": "random", "seed": seed, "like": like.concept, **_model_of([like])},  # aimed at nothing
         )
 
     def cost_of(self, blocks: Sequence[int], doses: Tensor) -> float:
@@ -251,7 +251,8 @@ class ConceptVector:
         """(blocks,), how far to push at each of several blocks for all of them to cost one dose, in activation units.
 
         They are the same part of the way between the poles everywhere, which grows with the depth as the activations
-        do; and at most a dose at any of them. NaN where a dose is not known.
+        do. No more than a dose is pushed at any of them, so that where blocks cancel, all cost less than one. NaN where
+        a dose is not known.
         """
         rows = [self.row(block) for block in blocks]
         if len(rows) == 1:
@@ -263,8 +264,8 @@ class ConceptVector:
     @property
     def is_written(self) -> bool | None:
         """Whether adding it at the recommended block moves behaviour items its way, and further than 95% of random
-        directions that cost as much; None where that is not known."""
-        known = self.above_random(self.recommended[0])
+        directions that cost as much; None where that is not known, as of several blocks."""
+        known = self.above_random(self.recommended[0]) if len(self.recommended) == 1 else None
         return None if known is None else known >= UNUSUAL
 
     def above_random(self, block: int) -> float | None:
@@ -483,7 +484,11 @@ def _listed(values: Tensor) -> list[float]:
 def _made(how: str, sources: Sequence[ConceptVector], **of: Any) -> dict[str, Any]:
     """The provenance of what is made of other vectors, whose model it is as far as they agree, and which items
     any of them was aimed at."""
-    first, *others = (source.provenance for source in sources)
-    shared = {k: first[k] for k in IDENTITY if k in first and all(k in o and o[k] == first[k] for o in others)}
     items = sorted({item for source in sources for item in source.provenance.get(AIMED_AT, ())})
-    return {"made": how, **of, **shared, **({AIMED_AT: items} if items else {})}
+    return {"made": how, **of, **_model_of(sources), **({AIMED_AT: items} if items else {})}
+
+
+def _model_of(sources: Sequence[ConceptVector]) -> dict[str, Any]:
+    """What provenance says of the model, as far as all agree."""
+    first, *others = (source.provenance for source in sources)
+    return {k: first[k] for k in IDENTITY if k in first and all(k in o and o[k] == first[k] for o in others)}

@@ -97,9 +97,14 @@ class Gate:
         return score > self.threshold if self.above else score < self.threshold
 
 
+def earliest(block: int, site: str) -> int:
+    """The first block whose site comes after the output of a block, which a gate reads."""
+    return block + (site != "block")
+
+
 def gate_block(gate: Gate | Decision, first: int, site: str) -> int:
     """The block whose output a gate reads: before the first edit, or it would judge what it steered."""
-    latest = first if site == "block" else -1 if site == "embedding" else first - 1
+    latest = -1 if site == "embedding" else first - earliest(0, site)
     wanted = gate.at if isinstance(gate, Gate) else max(latest, 0)
     if not isinstance(gate, Gate) and not callable(gate):
         raise TypeError(f"a gate is a `repe.Gate` or a function of (mean, last) activations; got {gate!r}")

@@ -54,8 +54,8 @@ class Directions:
         return at
 
 
-# units: what alpha = 1 displaces along `write`, (K,), in activation units. What is added at one block is still there at
-# the next, so that all but "raw" are shared out over the blocks
+# units: what alpha = 1 displaces along `write` at one block, (K,), in activation units. What is added at one block is
+# still there at the next, so that of several each gets its share, but for "raw"
 UNITS: dict[str, Callable[[Directions], Tensor]] = {
     "kl": lambda at: at.dose,
     "gap": lambda at: at.scale,

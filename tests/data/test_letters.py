@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from repe.data.catalogue import LIBRARY
 from repe.data.items import Item, load_items
-from repe.data.letters import places, turned
+from repe.data.letters import places, question, turned
 
-texts = st.text(st.sampled_from("ab ,.\n"), min_size=1).map(str.strip).filter(bool)
+texts = st.text(st.sampled_from("ab ,.\n"), min_size=1).map(str.split).map(" ".join).filter(bool)
+
+
+ENDS = [[], ["Answer with the letter only."], ["", "Answer:"]]
 
 
 @st.composite
@@ -18,7 +21,7 @@ def lettered(draw: st.DrawFn) -> Item:
     """An item that asks for a letter, its options in any order, as a text or a chat."""
     letters = "ABCDE"[: draw(st.integers(2, 5))]
     lines = [f"({letter}) {draw(texts)}" for letter in letters]
-    asked = "\n".join([draw(texts), *lines, *draw(st.sampled_from([[], ["Answer with the letter only."]]))])
+    asked = "\n".join([draw(texts), *lines, *draw(st.sampled_from(ENDS))])
     prompt = (
         asked if draw(st.booleans()) else ({"role": "user", "content": "(A) a"}, {"role": "user", "content": asked})
     )
@@ -31,7 +34,9 @@ def text_of(item: Item, option: str) -> str:
     """What stands behind an option's letter, to the next letter or the end."""
     asked = item.prompt if isinstance(item.prompt, str) else item.prompt[-1]["content"]
     after = asked.rpartition(f"({option.strip()}) ")[2]
-    return after.partition("\n(")[0].removesuffix("\nAnswer with the letter only.")
+    for end in ("\n(", "\nAnswer with", "\n\nAnswer:"):
+        after = after.partition(end)[0]
+    return after
 
 
 @given(lettered())
@@ -45,6 +50,8 @@ def test_every_option_keeps_its_text_and_stands_once_at_every_letter(item: Item)
         assert sorted(turn.options[number] for turn in turns) == sorted(item.options)
     for turn in turns:
         assert replace(turn, prompt=item.prompt, options=item.options) == item
+        for end in ENDS:
+            assert question(turn).endswith("\n".join(end)) == question(item).endswith("\n".join(end))
 
 
 @pytest.mark.parametrize("path", sorted((LIBRARY / "tasks").glob("*.jsonl")), ids=lambda path: path.stem)

@@ -93,6 +93,15 @@ def test_blocks_in_a_row_are_tried_together_with_the_others(loaded_testbed):
     assert len(many.more.trials) == 3
 
 
+def test_nothing_is_tried_before_a_gate(loaded_testbed):
+    """However few are tried, and however efficient it is to steer there; the gate's block itself may be."""
+    gate = repe.Gate(read_poles(*loaded_testbed, "harmfulness").fitted("mean"), block=3)
+    found = repe.calibrate(*loaded_testbed, "honesty", readers="mean", tried=2, requests=None, gate=gate)
+    assert [min(trial.blocks) >= 3 for trial in found.more.trials] == [True, True]
+    with pytest.raises(ValueError, match="reads behind every block"):
+        repe.calibrate(*loaded_testbed, "honesty", readers="mean", blocks=[0, 1], requests=None, gate=gate)
+
+
 def test_a_place_without_a_dose_is_told_and_not_tried(loaded_testbed, monkeypatch):
     monkeypatch.setattr(repe.reading.dose, "LONGEST", 1e-4)
     found = repe.calibrate(*loaded_testbed, "honesty", readers="mean", tried=2, requests=None)

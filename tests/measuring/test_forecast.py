@@ -256,6 +256,7 @@ def test_a_vector_knows_how_many_random_directions_are_less_efficient(loaded_tes
     assert turned.above_random(block) == 0
     assert turned.is_written is False
     assert repe.ConceptVector.random(vector, 0).is_written is None
+    assert vector.at(block, backwards).is_written is None
 
 
 def test_the_cost_does_not_hang_on_the_seed_of_its_samples(loaded_testbed: Any, vector: Any) -> None:

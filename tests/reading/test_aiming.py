@@ -15,6 +15,7 @@ from repe.reading.aiming import aimed, efficiency_left_out, name_of, towards, un
 from repe.reading.extract import read_poles
 from repe.reading.gradients import efficiency, gradients_of_answers, samples_of_divergence
 from repe.reading.placing import as_questions, short_texts
+from repe.reading.vector import ConceptVector
 from tests import oracles, zoo
 
 ITEMS = [Item(f"a {word} is", ("good", "bad"), 0, group) for word, group in zip("abcdef", "112233", strict=True)]
@@ -97,10 +98,10 @@ def test_every_other_group_is_fitted_to_and_measuring_leaves_it_out(
 ) -> None:
     model, tokenizer = loaded_testbed
     items = worded(items_of("honesty", model))
-    groups = list(dict.fromkeys(map(name_of, items)))
-    assert turned.provenance["aimed_at"] == sorted(groups[::2])
+    groups = list(dict.fromkeys(item.group for item in items))
+    assert turned.provenance["aimed_at"] == sorted({name_of(item) for item in items if item.group in groups[::2]})
     left = unseen(items, vector, turned)
-    assert {name_of(item) for item in left} == {*groups[1::2]}
+    assert {item.group for item in left} == {*groups[1::2]}
     assert unseen(items, vector) == items
     found, expected = (
         repe.forecast(model, tokenizer, turned, alignment=given, items=12, draws=2) for given in (None, left)
@@ -113,7 +114,8 @@ def test_every_other_group_is_fitted_to_and_measuring_leaves_it_out(
 def test_what_is_made_of_an_aimed_vector_remembers_what_it_was_aimed_at(turned: Any, vector: Any) -> None:
     for made in (turned + vector, vector - turned, -turned, 2 * turned, turned.orthogonal_to(vector)):
         assert made.provenance["aimed_at"] == turned.provenance["aimed_at"]
-    assert "aimed_at" not in (vector + vector).provenance
+    for made in (vector + vector, ConceptVector.random(turned)):
+        assert "aimed_at" not in made.provenance
 
 
 def test_it_gains_more_on_items_that_it_was_not_aimed_at(loaded_testbed: Any, vector: Any, turned: Any) -> None:
@@ -136,7 +138,7 @@ def test_it_gains_more_on_items_that_it_was_not_aimed_at(loaded_testbed: Any, ve
 def test_a_vector_is_aimed_once_and_at_two_groups_at_least(tokenizer: Any) -> None:
     model, vector = zoo.build("llama"), oracles.vector()
     turned = aimed(model, tokenizer, vector, ITEMS, neutral=["a text of some length"])
-    assert turned.provenance["aimed_at"] == ["1", "2", "3"]
+    assert turned.provenance["aimed_at"] == sorted(map(name_of, ITEMS))
     with pytest.raises(ValueError, match="aimed already"):
         aimed(model, tokenizer, turned, ITEMS)
     with pytest.raises(ValueError, match="two groups at least, and got 1"):
@@ -146,14 +148,36 @@ def test_a_vector_is_aimed_once_and_at_two_groups_at_least(tokenizer: Any) -> No
 
 
 def test_items_that_are_all_fitted_to_cannot_tell() -> None:
-    vector = replace(oracles.vector(), provenance={"aimed_at": ["1", "2", "3"]})
     with pytest.raises(ValueError, match="concept 0: aimed at all of these items"):
-        unseen(ITEMS, vector)
-    assert unseen([], vector) == []
+        unseen(ITEMS, aimed_at(*ITEMS[::2]))
+    assert unseen([], aimed_at(*ITEMS)) == []
 
 
-def test_an_item_without_a_group_is_known_by_what_it_asks() -> None:
-    one, other = Item("a b is", ("good", "bad")), Item("a c is", ("good", "bad"))
-    vector = replace(oracles.vector(), provenance={"aimed_at": [name_of(one)]})
-    assert unseen([one, other], vector) == [other]
-    assert name_of(one) == name_of(replace(one, options=("bad", "good"), answer=1))
+def aimed_at(*items: Item) -> ConceptVector:
+    return replace(oracles.vector(), provenance={"aimed_at": [name_of(item) for item in items]})
+
+
+def test_an_item_is_known_by_what_it_asks_however_it_asks() -> None:
+    asked = Item("a b is?\n(A) good\n(B) bad\nAnswer with the letter only.", ("A", "B"))
+    (plain,), other = worded([asked]), Item("a c is", ("good", "bad"))
+    twins = [asked, repe.data.letters.turned(asked), plain, replace(plain, options=plain.options[::-1], answer=1)]
+    for one in twins:
+        assert unseen([*twins, other], aimed_at(one)) == [other]
+
+
+def test_a_group_is_left_out_with_one_of_its_items_and_not_for_its_name() -> None:
+    """Files name their groups without knowing of each other."""
+    assert unseen(ITEMS, aimed_at(ITEMS[0])) == ITEMS[2:]
+    others = [Item("another file's", ("yes", "no"), 0, item.group) for item in ITEMS]
+    assert unseen(others, aimed_at(*ITEMS)) == others
+
+
+def test_neither_task_of_a_curve_is_what_the_vector_was_aimed_at(model: Any, tokenizer: Any) -> None:
+    tasks = {
+        name: [Item(f"{w}?", ("yes", "no"), 0, w) for w in words] for name, words in (("a", "abcde"), ("h", "fghij"))
+    }
+    vector = aimed_at(tasks["a"][0], tasks["h"][1])
+    how = {"neutral": None, "controls": 0, "requests": None}
+    curve = repe.tradeoff(model, tokenizer, vector, [1], alignment=tasks["a"], helpfulness=tasks["h"], **how)
+    assert ("".join(curve.alignment.groups), "".join(curve.helpfulness.groups)) == ("bcde", "fhij")
+    assert [told.count for told in curve.left_out] == [1, 1]
