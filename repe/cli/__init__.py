@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Unpack
 
@@ -26,6 +27,7 @@ Start here; nothing is downloaded, the model is a small one inside the package:
   repe read "I never took it." -c honesty         a score for every token
   repe generate "Name the trade of Abrin Tolva." -s honesty=1
   repe chat -s honesty=1                          and /alpha honesty -1 in between
+  repe forecast honesty                           where writing works, without steering once
   repe tradeoff honesty --plot honesty.png        what a strength gains, and costs
 
 With a model of your own (-m: a folder, a .gguf file, smollm2, or a name on the hub), from the idea to weights:
@@ -232,6 +234,40 @@ def chat(
 
 
 @command(app)
+def forecast(
+    concept: ask.Concept,
+    model: ask.Model = None,
+    device: ask.Device = None,
+    readers: ask.Readers = None,
+    plot: Annotated[Path | None, typer.Option(help="Where the picture goes: .png, .svg, .pdf.")] = None,
+    alignment: ask.Alignment = None,
+    neutral: ask.Neutral = "neutral",
+    letters: ask.Letters = False,
+    all_items: ask.AllItems = False,
+    scope: ask.Scope = None,
+    seed: ask.Seed = 0,
+) -> Answer:
+    """Forecast where steering works, and at what cost.
+
+    Nothing is steered: gradients tell, for every block, what a dose gains on behaviour items, and where 1,000 random
+    directions stand.
+    """
+    if plot is not None:
+        check_picture(plot)
+    loaded, tokenizer = ask.load(model, device)
+    from repe.measuring.forecast import forecast
+
+    of = ask.vector_of(loaded, tokenizer, concept) if concept.endswith(".safetensors") else concept
+    found = forecast(
+        loaded, tokenizer, of, alignment=alignment, neutral=neutral, letters=letters, all_items=all_items, seed=seed,
+        progress=is_watched(), **ask.given({"readers": readers, "scope": scope}),
+    )  # fmt: skip
+    path = plot and drawn(found.plot, plot, (8, 4))
+    data = {"best": found.best, "is_written": found.is_written, **vars(found), "picture": path}
+    return Answer(data, f"{found}\npicture: {path}" if path else str(found))
+
+
+@command(app)
 def tradeoff(
     concept: ask.Concept,
     alphas: ask.Alphas = "-2,-1.5,-1,-.75,-.5,-.375,-.25,-.125,0,.125,.25,.375,.5,.75,1,1.5,2",
@@ -271,7 +307,10 @@ def tradeoff(
         helpfulness=helpfulness, neutral=neutral, controls=controls, letters=letters, all_items=all_items,
         requests=ask.unless_none(requests), resume=resume, progress=is_watched(), **options,
     )  # fmt: skip
-    files = {"scores": out and curve.save(out), "picture": plot and draw(curve, plot, budget)}
+    files = {
+        "scores": out and curve.save(out),
+        "picture": plot and drawn(partial(curve.plot, budget=budget), plot, (9, 6)),
+    }
     best = curve.best(budget)
     data = {"concept": curve.concept, "curve": curve.columns, "fits": curve.fits, "best": best, "files": files}
     made = "".join(f"\n{what}: {path}" for what, path in files.items() if path)
@@ -395,11 +434,11 @@ def check_picture(path: Path) -> None:
         raise typer.BadParameter(f"{path} is none of {', '.join(sorted(known))}", param_hint="--plot")
 
 
-def draw(curve: Any, path: Path, budget: float) -> Path:
+def drawn(plot: Callable[[Any], Any], path: Path, size: tuple[int, int]) -> Path:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    curve.plot(figure.subplots(), budget=budget)
+    figure = Figure(figsize=size, layout="constrained")
+    plot(figure.subplots())
     with draft_of(path) as draft:
         figure.savefig(draft, dpi=150)
     return path

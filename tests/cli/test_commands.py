@@ -37,8 +37,8 @@ QUESTION = "Name the trade of Abrin Tolva."
 REPE = [sys.executable, "-m", "repe.cli"]
 HEAVY = ["torch", "transformers", "numpy", "matplotlib", "sklearn", "scipy", "pandas", "rich", "tqdm"]
 COMMANDS = [
-    ["concepts"], ["edits"], ["audit"], ["extract"], ["read"], ["generate"], ["chat"], ["tradeoff"], ["calibrate"],
-    ["bake"], ["vectors", "list"], ["vectors", "show"], ["vectors", "verify"],
+    ["concepts"], ["edits"], ["audit"], ["extract"], ["read"], ["generate"], ["chat"], ["forecast"], ["tradeoff"],
+    ["calibrate"], ["bake"], ["vectors", "list"], ["vectors", "show"], ["vectors", "verify"],
 ]  # fmt: skip
 
 
@@ -359,6 +359,17 @@ def test_what_is_left_out_is_told_unless_all_items_are_wanted(run, items):
     assert f"1 of {len(lines) + 1} items of honesty left out: {why}" in run(*words, "--letters").stdout
     assert data(run(*words, "--letters", "--all-items", "--json"))["left_out"] == []
     assert data(run(*words, "--json"))["left_out"] == []
+
+
+def test_a_forecast_is_that_of_the_library(run, testbed, items, tmp_path):
+    picture = tmp_path / "forecast.png"
+    words = ["forecast", "honesty", "--readers", "mean", "--alignment", items["honesty"], "--scope", "answer"]
+    said = data(run(*words, "--plot", picture, "--json"))
+    expected = repe.forecast(*testbed, "honesty", readers="mean", alignment=items["honesty"], scope="answer")
+    np.testing.assert_allclose(said["efficiency"], expected.efficiency, rtol=1e-6)
+    assert (tuple(said["best"]), said["scope"]) == (expected.best, expected.scope)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(expected) in run(*words).stdout
 
 
 def test_a_calibration_is_that_of_the_library(run, testbed, items, tmp_path):
