@@ -16,6 +16,7 @@ from torch import Tensor
 from repe.models.chats import Chat, encode_chat
 
 Text = str | Chat
+PART_OF_A_LETTER = "\ufffd"
 
 
 # texts -> batches
@@ -49,8 +50,24 @@ def pad(rows: Sequence[Sequence[int]], side: str = "right", device: Any = None) 
 
 
 def strings(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """What every token stands for, as it is read."""
-    return tuple(tokenizer.decode([i]) for i in ids)
+    """What every token adds to the text of those before it; together they are the text.
+
+    A letter of several tokens comes with the last of them, and the others add nothing. A token is decoded behind the
+    few before it, for alone it may lose its space, or be a part of a letter.
+    """
+
+    def text_of(begin: int, end: int) -> str:
+        text: str = tokenizer.decode(ids[begin:end], clean_up_tokenization_spaces=False)
+        return text
+
+    found, begin, said = [], 0, 0  # what begins there is decoded, of which the tokens up to `said` were told
+    for end in range(1, len(ids) + 1):
+        before, whole = text_of(begin, said), text_of(begin, end)
+        is_whole = not whole.endswith(PART_OF_A_LETTER) or end == len(ids)
+        found.append(whole[len(before) :] if is_whole else "")
+        if is_whole:
+            begin, said = said, end
+    return tuple(found)
 
 
 # slots -> positions

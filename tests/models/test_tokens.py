@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repe.models.tokens import encode, pad, positions_at, strings
-from tests import zoo
+from tests import spellings, zoo
 from tests.layouts import layouts
 
 CHAT = [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}]
@@ -80,6 +80,41 @@ def test_a_text_of_no_tokens_is_refused():
 def test_every_token_is_read_as_it_stands():
     tokenizer = zoo.tokenizer()
     assert strings(tokenizer, encode(tokenizer, "a b")) == ("<bos>", "a", " ", "b")
+
+
+HARD = [
+    "I never took it, wasn't it nice?",
+    "  two  spaces and a\nline ",
+    "日本語 🙂 is it; 👩‍👩‍👧 too",
+    "🙂",
+    "a broken letter: \ufffd",
+    "🙂\ufffd🙂",
+]
+
+
+@pytest.mark.parametrize("text", HARD)
+@pytest.mark.parametrize("kind", spellings.KINDS)
+@pytest.mark.parametrize("begins", [True, False])
+def test_tokens_are_together_the_text_whose_tokens_they_are(kind, text, begins):
+    """However its letters and spaces are spread over them; none is a part of a letter."""
+    tokenizer = spellings.spelling(kind, begins=begins)
+    ids = encode(tokenizer, text)
+    found = strings(tokenizer, ids)
+    assert len(found) == len(ids)
+    assert "".join(found) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert "".join(found).count("\ufffd") == text.count("\ufffd") * (kind in ("byte_level", "legacy", "sentencepiece"))
+    assert not any("▁" in part or "##" in part for part in found)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "legacy", "sentencepiece"])
+def test_a_token_stands_where_the_text_has_it(kind):
+    """By the offsets that the tokenizer itself gives."""
+    tokenizer, text = spellings.spelling(kind, begins=False), "She said yes, 日本 and 🙂 he said no."
+    found, end = strings(tokenizer, encode(tokenizer, text)), 0
+    for part, (_, stop) in zip(found, tokenizer(text, return_offsets_mapping=True)["offset_mapping"], strict=True):
+        end += len(part)
+        assert end in (stop, stop - 1)  # a letter that is not whole yet
+        assert part == text[end - len(part) : end]
 
 
 # padding
