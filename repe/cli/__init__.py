@@ -152,7 +152,14 @@ def read(
     with ask.steering(loaded, tokenizer, steer or []):
         readings = read(loaded, tokenizer, asked, vector, blocks=blocks, progress=is_watched())
     data = [
-        {"text": text, "concept": r.concept, "tokens": r.tokens, "blocks": r.blocks, "recommended": r.recommended}
+        {
+            "text": text,
+            "concept": r.concept,
+            "tokens": r.tokens,
+            "blocks": r.blocks,
+            "recommended": r.recommended,
+            "sinks": r.sinks,
+        }
         | {"best": r.best, "scores": r.scores}
         for text, r in zip(given, readings, strict=True)
     ]

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 def scan(reading: Reading, ax: Any = None) -> Any:
     """Draw the scores of a text, tokens by blocks: white is the middle, the poles stand at -1 and +1.
 
-    Recommended blocks are in bold; grey is where there is no score. Where there is no room for all names of tokens or
-    blocks, every second or third is left.
+    Recommended blocks are in bold; grey is where there is no score, as of attention sinks. Where there is no room for
+    all names of tokens or blocks, every second or third is left.
     """
     shown = [word(token) for token in reading.tokens]
     wide, high = 1.6 + 0.17 * len(shown), 0.28 * len(reading.blocks)
     ax = axes.given(ax, (min(max(4.0, wide), 12.0), 1 + min(high, 6.0) + 0.08 * max(map(len, shown))))
     colors = plt.get_cmap(axes.DIVERGING).with_extremes(bad=axes.FAINT)
-    image = ax.imshow(reading.scores.T.numpy(), cmap=colors, vmin=-2, vmax=2, aspect="auto", origin="lower")
+    image = ax.imshow(reading.told.scores.T.numpy(), cmap=colors, vmin=-2, vmax=2, aspect="auto", origin="lower")
     axes.name_cells(ax.xaxis, shown, ax.bbox.width, rotation=90)
     axes.name_cells(ax.yaxis, [str(b) for b in reading.blocks], ax.bbox.height)
     for tick, label in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True):
@@ -42,8 +42,8 @@ def scan(reading: Reading, ax: Any = None) -> Any:
 def tokens(readings: Readings, ax: Any = None, *, block: int | None = None) -> Any:
     """Draw the score of every token of a text, as a line; or of several texts or concepts, a line each.
 
-    Where texts differ, a place is named after the tokens of both, or numbered where there are more than two. The first
-    token, an attention sink, may lie outside of the picture.
+    Where texts differ, a place is named after the tokens of both, or numbered where there are more than two. Attention
+    sinks are left out.
 
     Args:
         readings: a reading, a list, or a mapping from the names that the legend gives them.
@@ -51,7 +51,7 @@ def tokens(readings: Readings, ax: Any = None, *, block: int | None = None) -> A
         block: where they were read; the recommended blocks by default.
     """
     named = by_name(readings)
-    lines = {name: reading.at(block).numpy() for name, reading in named.items()}
+    lines = {name: reading.told.at(block).numpy() for name, reading in named.items()}
     names = _places([reading.tokens for reading in named.values()])
     ax = axes.given(ax, (min(max(axes.SIZE[0], 1.2 + 0.17 * len(names)), 12.0), 3.2 + 0.08 * max(map(len, names))))
     for (name, scores), look in zip(lines.items(), axes.looks(len(lines)), strict=True):
@@ -76,8 +76,8 @@ def _where(named: Mapping[str, Reading], block: int | None) -> str:
 
 
 def _reach(lines: Sequence[Any]) -> tuple[float, float]:
-    """The limits of the scores: wide enough for the poles and for all but the first token."""
-    scores = np.concatenate([*(line[1:] if len(line) > 1 else line for line in lines), [-1.0, 1.0]])
+    """The limits of the scores: wide enough for the poles and for all of them."""
+    scores = np.concatenate([*lines, [-1.0, 1.0]])
     low, high = np.quantile(scores[np.isfinite(scores)], [0, 1])
     return low - 0.1 * (high - low), high + 0.1 * (high - low)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
@@ -14,6 +14,8 @@ from repe.models.blocks import find_stack, is_encoder_decoder
 from repe.models.tokens import Text, encode, strings
 from repe.reading.capture import capture
 from repe.reading.vector import ConceptVector
+
+SINK = 3.0  # median norms of a text's activations; other tokens have been seen up to 2.5, and sinks from 4 to 170
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,9 @@ class Reading:
             distance.
         recommended: the blocks that the vector recommends, where it is written best, of those that were read; all of
             these if it is none of them.
+        sinks: (tokens, blocks), boolean: whether the activation is so long, over three times the text's median, that
+            the token is an attention sink there, as the first tends to be. Its score says nothing of the text, and is
+            left out of what is shown. None is one by default.
 
     Example:
         >>> reading = repe.read(model, tokenizer, "I never took it.", repe.extract(model, tokenizer, "honesty"))
@@ -45,6 +50,16 @@ class Reading:
     blocks: tuple[int, ...]
     scores: Tensor
     recommended: tuple[int, ...]
+    sinks: Tensor = None  # type: ignore[assignment]  # which it is no more once it is made
+
+    def __post_init__(self) -> None:
+        if self.sinks is None:
+            object.__setattr__(self, "sinks", torch.zeros_like(self.scores, dtype=torch.bool))
+
+    @property
+    def told(self) -> Reading:
+        """The reading as it is shown: attention sinks have no score."""
+        return replace(self, scores=self.scores.masked_fill(self.sinks, torch.nan))
 
     @property
     def best(self) -> Tensor:
@@ -84,7 +99,15 @@ class Reading:
     def _shown(self, block: int | None) -> display.Tokens:
         blocks = self.recommended if block is None else (block,)
         where = f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))}"
-        return display.tokens(f"{self.concept} at {where}", self.tokens, self.at(block).tolist())
+        return display.tokens(
+            f"{self.concept} at {where}{self._left_out(blocks)}", self.tokens, self.told.at(block).tolist()
+        )
+
+    def _left_out(self, blocks: Sequence[int]) -> str:
+        columns = [self.blocks.index(block) for block in blocks if block in self.blocks]
+        places = self.sinks[:, columns].any(1).nonzero()[:, 0].tolist()
+        names = ", ".join(repr(self.tokens[place]) for place in places)
+        return f" (without {names}, an attention sink)" if places else ""
 
     def _repr_html_(self) -> str:
         return self.html()
@@ -172,10 +195,11 @@ def read(
     recommended = tuple(b for b in vector.recommended if b in numbers) or numbers
     readings = [
         Reading(
-            vector.concept, strings(tokenizer, encode(tokenizer, text)), numbers, score(x, vector, rows), recommended
+            vector.concept, strings(tokenizer, encode(tokenizer, text)), numbers, score(x, vector, rows), recommended,
+            sinks_of(x),
         )
         for text, x in zip(texts_read, activations, strict=True)
-    ]
+    ]  # fmt: skip
     return readings[0] if is_one else readings
 
 
@@ -194,6 +218,12 @@ def score(x: Tensor, vector: ConceptVector, rows: Tensor | slice = slice(None)) 
     projection = (x.float() * vector.read[rows]).sum(-1)
     scale = vector.scale[rows]
     return (projection - vector.midpoint[rows]) / torch.where(scale == 0, torch.nan, scale)
+
+
+def sinks_of(x: Tensor) -> Tensor:
+    """(tokens, blocks), boolean: which activations (tokens, blocks, d_model) of a text are those of attention sinks."""
+    norms = x.float().norm(dim=-1)
+    return norms > SINK * norms.median(0).values
 
 
 def _numbers(model: nn.Module, vector: ConceptVector, blocks: Any, blocks_at: str | None) -> tuple[int, ...]:

@@ -70,12 +70,18 @@ def test_places_are_named_after_the_tokens_of_one_text_or_of_two():
     assert [label.get_text() for label in plot.tokens([r, shorter]).get_xticklabels()] == ["The | a", "quick", "·"]
 
 
-def test_the_first_token_does_not_flatten_the_others():
+def test_attention_sinks_are_left_out_wherever_they_stand_and_flatten_nothing():
     r = reading(12)
-    r.scores[0] = -80
-    low, high = plot.tokens(r).get_ylim()
+    r.scores[[0, 7]] = -80
+    r.sinks[[0, 7]] = True
+    ax = plot.tokens(r)
+    low, high = ax.get_ylim()
     assert -3 < low < -1
     assert 1 < high < 3
+    (line,) = lines(ax, "honesty")
+    assert np.flatnonzero(np.isnan(line.get_ydata())).tolist() == [0, 7]
+    drawn = plot.scan(r).images[0].get_array()
+    assert np.flatnonzero(np.isnan(drawn.data).all(0)).tolist() == [0, 7]
     r.scores[5] = 4
     assert plot.tokens(r).get_ylim()[1] > 4
 

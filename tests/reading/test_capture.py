@@ -183,6 +183,32 @@ def test_blocks_can_be_named_for_a_reading(model, tokenizer):
         repe.read(model, tokenizer, TEXTS[2], vector.at(1, 2), blocks=[1, 3])
 
 
+@pytest.mark.parametrize("places", [[0], [3], [0, 5]])
+def test_attention_sinks_are_said_and_have_no_colour(model, tokenizer, places):
+    """Whatever their tokens are, and only where they are such: behind the block that makes them long."""
+
+    def lengthen(module, args, output):
+        output[:, places] *= 50
+
+    text, vector = "a fox and an ox", plain_vector(model)
+    plain = repe.read(model, tokenizer, text, vector)
+    taken_off = model.model.layers[1].register_forward_hook(lengthen)
+    reading = repe.read(model, tokenizer, text, vector)
+    taken_off.remove()
+    for block in range(4):
+        assert reading.sinks[:, block].nonzero()[:, 0].tolist() == (places if block else [])
+    assert torch.equal(reading.told.scores.isnan(), reading.sinks)
+    assert not reading.scores.isnan().any()
+    named = ", ".join(repr(reading.tokens[place]) for place in places)
+    assert f"(without {named}, an attention sink)" in reading.text(2, color=False)
+    assert "sink" not in reading.text(0, color=False) + plain.text(2, color=False)
+    assert reading.html(2).count("no score") == len(places)
+
+
+def test_of_a_text_of_one_token_nothing_is_a_sink(model, tokenizer):
+    assert not repe.read(model, tokenizer, "", plain_vector(model)).sinks.any()
+
+
 def test_poles_without_distance_give_no_score(model):
     vector = replace(plain_vector(model), scale=torch.tensor([1.0, 0.0, 2.0, 0.0]))
     scores = score(torch.ones(3, 4, 32), vector)
