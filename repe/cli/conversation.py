@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from repe.models.blocks import device_of, find_stack, is_encoder_decoder
-from repe.models.generate import Halt, Pieces
-from repe.models.tokens import encode
+from repe.models.generate import Halt
+from repe.models.tokens import Pieces, encode
 from repe.steering.edit import Concepts, Edit
 from repe.steering.scope import Scope, in_scope, needs_prompt_length
 from repe.steering.steer import steer

@@ -10,8 +10,6 @@ from transformers import StoppingCriteria
 
 from repe.models.tokens import Text, encode, pad
 
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
-
 
 @torch.no_grad()
 def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) -> list[str]:
@@ -48,34 +46,3 @@ class Halt(StoppingCriteria):
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         return torch.full((len(input_ids),), self.is_stopped(), dtype=torch.bool, device=input_ids.device)
-
-
-class Pieces:
-    """A text that is written token by token, in pieces that can be read: a character may take several tokens.
-
-    What a token adds depends on the one before it, so the tokens of the last piece are decoded along.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self._begun = self._shown = 0
-
-    def add(self, token: int) -> str:
-        """What a token makes readable; nothing while a character is incomplete."""
-        self.ids.append(token)
-        return self._new(lambda text: not text.endswith(INCOMPLETE))
-
-    def rest(self) -> str:
-        """What is left once no token is to come."""
-        return self._new(bool)
-
-    def _new(self, is_readable: Callable[[str], bool]) -> str:
-        known, text = (
-            str(self.tokenizer.decode(self.ids[self._begun : end], skip_special_tokens=True))
-            for end in (self._shown, len(self.ids))
-        )
-        if len(text) <= len(known) or not is_readable(text):
-            return ""
-        self._begun, self._shown = self._shown, len(self.ids)
-        return text[len(known) :]

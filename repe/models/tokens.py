@@ -6,7 +6,7 @@ included, from the first that the cache holds. The functions here are pure; `cal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from repe.models.chats import Chat, encode_chat
 
 Text = str | Chat
-PART_OF_A_LETTER = "\ufffd"
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
 
 
 # texts -> batches
@@ -52,22 +52,42 @@ def pad(rows: Sequence[Sequence[int]], side: str = "right", device: Any = None) 
 def strings(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     """What every token adds to the text of those before it; together they are the text.
 
-    A letter of several tokens comes with the last of them, and the others add nothing. A token is decoded behind the
-    few before it, for alone it may lose its space, or be a part of a letter.
+    A letter of several tokens comes with the last of them, and the others add nothing.
+    """
+    pieces = Pieces(tokenizer, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    found = [pieces.add(token) for token in ids]
+    return (*found[:-1], found[-1] + pieces.rest()) if found else ()
+
+
+class Pieces:
+    """A text that comes token by token, in pieces that can be read: a character may take several tokens.
+
+    What a token adds depends on the one before it, so the tokens of the last piece are decoded along: alone it may lose
+    its space, or be a part of a character.
     """
 
-    def text_of(begin: int, end: int) -> str:
-        text: str = tokenizer.decode(ids[begin:end], clean_up_tokenization_spaces=False)
-        return text
+    def __init__(self, tokenizer: Any, **how: bool) -> None:
+        self.tokenizer = tokenizer
+        self.how = {"skip_special_tokens": True, **how}
+        self.ids: list[int] = []
+        self._begun = self._shown = 0
 
-    found, begin, said = [], 0, 0  # what begins there is decoded, of which the tokens up to `said` were told
-    for end in range(1, len(ids) + 1):
-        before, whole = text_of(begin, said), text_of(begin, end)
-        is_whole = not whole.endswith(PART_OF_A_LETTER) or end == len(ids)
-        found.append(whole[len(before) :] if is_whole else "")
-        if is_whole:
-            begin, said = said, end
-    return tuple(found)
+    def add(self, token: int) -> str:
+        """What a token makes readable; nothing while a character is incomplete."""
+        self.ids.append(token)
+        return self._new(lambda text: not text.endswith(INCOMPLETE))
+
+    def rest(self) -> str:
+        """What is left once no token is to come."""
+        return self._new(bool)
+
+    def _new(self, is_readable: Callable[[str], bool]) -> str:
+        parts = (self.ids[self._begun : self._shown], self.ids[self._begun :])
+        known, text = (str(self.tokenizer.decode(part, **self.how)) for part in parts)
+        if len(text) <= len(known) or not is_readable(text):
+            return ""
+        self._begun, self._shown = self._shown, len(self.ids)
+        return text[len(known) :]
 
 
 # slots -> positions

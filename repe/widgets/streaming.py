@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, LogitsProcessor
 
 from repe.models.blocks import find_stack
-from repe.models.generate import Halt, Pieces
+from repe.models.generate import Halt
 from repe.models.logits import check_causal, divergence, log_probabilities
-from repe.models.tokens import Text, encode, pad
+from repe.models.tokens import Pieces, Text, encode, pad
 from repe.models.tracking import Hook, put
 from repe.reading.capture import evaluating, recording
 from repe.reading.read import score

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import repe
-from repe.models.generate import INCOMPLETE, Pieces
+from repe.models.tokens import INCOMPLETE, Pieces
 from tests import zoo
 from tests.oracles import plain_vector
 
