@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any, Protocol, TypedDict, TypeVar
 
 import torch
@@ -180,8 +181,8 @@ class Edit:
             IndexError: a block does not exist, or a vector does not hold it.
         """
         _check_fits(self, shape)
-        auto = isinstance(self.blocks, str) and self.blocks == "auto"
-        blocks = block_numbers(list(self._recommended) if auto else self.blocks, shape.n_blocks)
+        places = self._places(shape.n_blocks)
+        blocks = sorted({*chain(*places)})
         if self.site == "embedding" and len(blocks) != 1:
             raise ValueError(
                 f"the embedding is one place, and blocks={list(blocks)} names directions for several: name one"
@@ -189,37 +190,57 @@ class Edit:
         _check_unit(self)
         gate = self.gate.fitted(shape.d_model, shape.n_blocks, self.stack) if isinstance(self.gate, Gate) else self.gate
         with torch.inference_mode(False), torch.no_grad():  # autograd must be able to save the constants later
-            steps = steps_of(self.vectors, blocks, self.unit) if self.has_length else torch.empty(len(blocks), 0)
-            placed = list(zip(blocks, steps, strict=True))
-            constants = {block: self._constants_at(block, step) for block, step in placed}
-            lengths = {block: self._length_at(block, step) for block, step in placed} if self.has_length else {}
-        doses = self._doses_of(blocks, steps) if self.has_length else math.nan
+            steps = (
+                [steps_of(v, of, self.unit) for v, of in zip(self.vectors, places, strict=True)]
+                if self.has_length
+                else []
+            )
+            constants, lengths = {}, {}
+            for block in blocks:
+                here = [number for number, of in enumerate(places) if block in of]
+                step = torch.tensor([float(steps[number][places[number].index(block)]) for number in here if steps])
+                vectors = [self.vectors[number] for number in here if self.vectors]
+                constants[block] = self._constants_at(block, vectors, step)
+                if self.has_length:
+                    lengths[block] = _length_at(block, vectors, step)
+        doses = self._doses_of(places, steps) if self.has_length else math.nan
         read_at = None if gate is None else gate_block(gate, blocks[0], self.site)
         return Placement(constants, lengths, doses, gate, read_at)
 
-    @property
-    def _recommended(self) -> tuple[int, ...]:
+    def _places(self, n_blocks: int) -> list[tuple[int, ...]]:
+        """The blocks of every vector, or those of bare constants.
+
+        Vectors that are added are so each where it recommends; what is done in the space that several span is done at
+        the same blocks.
+        """
+        if not (isinstance(self.blocks, str) and self.blocks == "auto"):
+            return [block_numbers(self.blocks, n_blocks)] * max(len(self.vectors), 1)
         if not self.vectors:
             raise ValueError("bare constants do not say where they belong: pass blocks=")
-        return self.vectors[0].recommended
+        places = [block_numbers(list(vector.recommended), n_blocks) for vector in self.vectors]
+        if not self.has_length and len({*places}) > 1:
+            told = ", ".join(f"{vector.concept!r} {list(of)}" for vector, of in zip(self.vectors, places, strict=True))
+            raise ValueError(
+                f"edit={self.kind!r} acts on all vectors together, which recommend different blocks ({told}): pass "
+                "blocks="
+            )
+        return places
 
-    def _constants_at(self, block: int, step: Tensor) -> Coefficients:
+    def _constants_at(self, block: int, vectors: Sequence[ConceptVector], step: Tensor) -> Coefficients:
         if self.constants is not None:
             return self.constants
-        at = Directions.of(self.vectors, block)
+        at = Directions.of(vectors, block)
         given: dict[str, Any] = {name: getattr(self, name) for name in MEANINGS if name in options_of(self.kind)}
         if self.has_length:
             given["step"] = step
         return replace(KINDS[self.kind](at, **given), keep_norm=self.keep_norm)
 
-    def _length_at(self, block: int, step: Tensor) -> tuple[float, float]:
-        at = Directions.of(self.vectors, block)
-        return (step @ at.write).norm().item(), at.norm[0].item()
-
-    def _doses_of(self, blocks: Sequence[int], steps: Tensor) -> float:
-        rows = [[vector.row(block) for block in blocks] for vector in self.vectors]
-        doses = [step / vector.dose[at] for vector, at, step in zip(self.vectors, rows, steps.T, strict=True)]
-        return math.hypot(*(vector.cost_of(blocks, of) for vector, of in zip(self.vectors, doses, strict=True)))
+    def _doses_of(self, places: Sequence[Sequence[int]], steps: Sequence[Tensor]) -> float:
+        doses = [
+            vector.cost_of(blocks, step / vector.dose[[vector.row(block) for block in blocks]])
+            for vector, blocks, step in zip(self.vectors, places, steps, strict=True)
+        ]
+        return math.hypot(*doses)
 
     # as a value
 
@@ -314,6 +335,12 @@ class Edit:
 
     def __repr__(self) -> str:
         return f"Edit({', '.join([repr(self.name), *(f'{name}={fact}' for name, fact in self.facts.items())])})"
+
+
+def _length_at(block: int, vectors: Sequence[ConceptVector], step: Tensor) -> tuple[float, float]:
+    """What a step adds along vectors at a block, and the norm of activations there."""
+    first = vectors[0]
+    return (step @ Directions.of(vectors, block).write).norm().item(), first.norm[first.row(block)].item()
 
 
 # what cannot be meant

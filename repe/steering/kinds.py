@@ -30,9 +30,6 @@ class Directions:
     read: Tensor
     midpoint: Tensor
     scale: Tensor
-    sigma: Tensor
-    norm: Tensor
-    dose: Tensor
 
     @classmethod
     def of(cls, vectors: Sequence[ConceptVector], block: int) -> Directions:
@@ -54,24 +51,34 @@ class Directions:
         return at
 
 
-# units: what alpha = 1 displaces along `write` at one block, (K,), in activation units. What is added at one block is
-# still there at the next, so that of several each gets its share, but for "raw"
-UNITS: dict[str, Callable[[Directions], Tensor]] = {
-    "kl": lambda at: at.dose,
-    "gap": lambda at: at.scale,
-    "sigma": lambda at: at.sigma,
-    "norm": lambda at: at.norm,
-    "raw": lambda at: torch.ones_like(at.scale),
+# units: how far alpha = 1 pushes along `write` at each of several blocks, (blocks,), in activation units
+
+Unit = Callable[[ConceptVector, Sequence[int]], Tensor]
+
+
+def shared_out(name: str) -> Unit:
+    """A length that a vector knows of every block: what is added at one is still there at the next, so each has its
+    share."""
+    return lambda vector, blocks: getattr(vector, name)[[vector.row(block) for block in blocks]] / len(blocks)
+
+
+UNITS: dict[str, Unit] = {
+    "kl": ConceptVector.lengths_at,
+    **{unit: shared_out(name) for unit, name in (("gap", "scale"), ("sigma", "sigma"), ("norm", "norm"))},
+    "raw": lambda vector, blocks: torch.ones(len(blocks)),
 }
 
 
-def steps_of(vectors: Sequence[ConceptVector], blocks: Sequence[int], unit: str) -> Tensor:
-    """(blocks, K), what alpha = 1 displaces. Raises ValueError if a vector lacks the unit."""
-    if unit == "kl":
-        steps = torch.stack([vector.lengths_at(blocks) for vector in vectors], dim=1)
-    else:
-        steps = torch.stack([UNITS[unit](Directions.of(vectors, block)) for block in blocks])
-        steps = steps if unit == "raw" else steps / len(blocks)
+def steps_of(vector: ConceptVector, blocks: Sequence[int], unit: str) -> Tensor:
+    """(blocks,), what alpha = 1 displaces.
+
+    Raises:
+        ValueError: the vector lacks the unit, or its poles could not be told apart at a block.
+        IndexError: it does not hold a block.
+    """
+    for block in blocks:
+        Directions.of([vector], block)
+    steps = UNITS[unit](vector, blocks)
     if steps.isnan().any():
         raise ValueError(f"unit={unit!r}: {WITHOUT.get(unit, 'the vector does not know it, as no pairs were read')}")
     return steps

@@ -48,7 +48,8 @@ def steer(
         prompt_length: the prompts' tokens, padding left out, for forwards outside `generate` on a filled cache.
         impl: the implementation of the formula: see `repe.ops.pick`.
         edit: the kind of edit, one of `repe.steering.KINDS`.
-        blocks: "auto" (those the vector recommends), "all", a number, or several.
+        blocks: "auto" (those that the vector recommends; of several that are added, each at its own), "all", a number,
+            or several.
         scope: the tokens: "all", "prompt", "generated", "answer" (the last prompt token and all after it), a slice or
             list of positions, or a boolean mask (rows, tokens). Padding is never edited, nor are virtual tokens that an
             adapter puts before the prompt of `generate`.

@@ -261,8 +261,8 @@ def test_several_concepts_and_how_they_are_edited_are_passed_on(run, testbed):
 @pytest.mark.parametrize(
     ("words", "how"),
     [
-        (["--edit", "rotate", "--theta", "0.7"], {"edit": "rotate", "theta": 0.7}),
-        (["--edit", "angle", "--theta", "2"], {"edit": "angle", "theta": 2.0}),
+        (["--edit", "rotate", "--theta", "0.7", "--blocks", "3"], {"edit": "rotate", "theta": 0.7, "blocks": 3}),
+        (["--edit", "angle", "--theta", "2", "--blocks", "3"], {"edit": "angle", "theta": 2.0, "blocks": 3}),
         (
             ["--edit", "ablate", "--keep-norm", "--blocks", "all"],
             {"edit": "ablate", "keep_norm": True, "blocks": "all"},

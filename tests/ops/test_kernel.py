@@ -126,8 +126,7 @@ def directions(k: int) -> edits.Directions:
     write, read = random(2, k, D, seed=4).cpu()
     write = write / write.norm(dim=-1, keepdim=True)
     read = read / (read * write).sum(-1, keepdim=True)
-    ones = torch.ones(k)
-    return edits.Directions(write, read, torch.linspace(-0.5, 0.5, k), ones, ones, ones, ones)
+    return edits.Directions(write, read, torch.linspace(-0.5, 0.5, k), torch.ones(k))
 
 
 @pytest.mark.parametrize("name", edits.KINDS)

@@ -71,6 +71,38 @@ def bare(model: nn.Module) -> bool:
 # exact numbers
 
 
+@pytest.mark.parametrize("kind", ["add", "piecewise"])
+@pytest.mark.parametrize("unit", ["kl", "norm", "raw"])
+@pytest.mark.parametrize("places", [[(1,), (2,)], [(2,), (0, 2)], [(0, 1), (1, 3)]], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
+def test_several_vectors_are_added_each_where_it_recommends(name: str, places: Any, unit: str, kind: str) -> None:
+    """As if each were steered along by itself; but that signs are those of activations before either."""
+    model, batch, vectors = (
+        zoo.build(name),
+        zoo.inputs(name),
+        [oracles.vector(n, recommended=p) for n, p in enumerate(places)],
+    )
+    with repe.steer(model, vectors, 0.4, unit=unit, edit=kind) as handle:
+        together, blocks, divergence = logits(model, batch), handle.blocks, handle.divergence
+    assert blocks == tuple(sorted({block for of in places for block in of}))
+    with contextlib.ExitStack() as alone:
+        handles = [alone.enter_context(repe.steer(model, vector, 0.4, unit=unit, edit=kind)) for vector in vectors]
+        one_by_one = logits(model, batch)
+        if kind == "add" or not {*places[0]} & {*places[1]}:
+            torch.testing.assert_close(together, one_by_one, **CLOSE)
+        assert divergence == pytest.approx(sum(handle.divergence for handle in handles))
+
+
+@pytest.mark.parametrize("kind", ["ablate", "erase"])
+def test_what_is_done_to_several_vectors_together_is_done_at_the_same_blocks(model: Any, kind: str) -> None:
+    vectors = [oracles.vector(0, recommended=(1,)), oracles.vector(1, recommended=(2,))]
+    with pytest.raises(ValueError, match=r"'concept 0' \[1\], 'concept 1' \[2\]\): pass blocks="):
+        repe.steer(model, vectors, edit=kind)
+    with repe.steer(model, vectors, edit=kind, blocks=1) as handle:
+        logits(model, zoo.inputs("llama"))
+        assert handle.blocks == (1,)
+
+
 @pytest.mark.parametrize("unit", ["kl", "gap", "raw", "sigma", "norm"])
 @pytest.mark.parametrize("blocks", [[2], [0, 3], "all"])
 def test_units_at_several_blocks(model: Any, batch: dict, vector: ConceptVector, unit: str, blocks: Any) -> None:
