@@ -345,7 +345,7 @@ def bake(
     if not steer:
         raise typer.BadParameter("name what to bake, as in --steer honesty=1.5", param_hint="--steer")
     if out.exists():
-        raise FileExistsError(f"{out} is there already: name another folder, or remove it")
+        raise FileExistsError(f"{out} is there already, and what is in it stays: name another folder")
     loaded, tokenizer = ask.load(model, device)
     from repe.steering.bake import bake
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from repe.models.blocks import device_of
 from repe.models.tokens import Text, encode, pad
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
@@ -35,7 +36,7 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
         raise ValueError("got one chat: put it in a list")
     if isinstance(texts, str) or not texts:
         raise ValueError(f"expected a list of at least one text, got {texts!r}")
-    batch = pad([encode(tokenizer, text) for text in texts], side="left", device=model.device)
+    batch = pad([encode(tokenizer, text) for text in texts], side="left", device=device_of(model))
     written = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
     return list(tokenizer.batch_decode(written, skip_special_tokens=True))
 
