@@ -24,6 +24,7 @@ from repe.display import bar_of
 from repe.measuring.fanout import BATCH_TOKENS, Fanout, grow, why_padded
 from repe.measuring.record import Record, missing, name_of
 from repe.models.blocks import find_stack
+from repe.models.finite import not_finite
 from repe.models.generate import generate
 from repe.models.logits import check_causal, divergence, log_probabilities
 from repe.models.tokens import Text, encode
@@ -246,7 +247,7 @@ class TransformersScorer:
             bar = bar_of(desc="scoring", total=len(numbers), unit="text", progress=self.progress)
             with bar, self._fanned(kind, [answers[i] for i in numbers], edit, lacking) as (fan, trees):
                 for batch, results in fan.run(trees):
-                    _check_finite(results, lacking)
+                    self._check_finite(results, lacking)
                     measured = {numbers[text]: result for text, result in zip(batch.texts, results, strict=True)}
                     for i, result in measured.items():
                         found[i][:, columns] = result
@@ -254,6 +255,12 @@ class TransformersScorer:
                     page.add(rows)
                     bar.update(len(measured))
         return [table[:, [strengths.index(alpha) for alpha in asked]] for table in found]
+
+    def _check_finite(self, results: Sequence[Tensor], alphas: Sequence[float]) -> None:
+        finite = torch.cat([*results], dim=-1).isfinite().all(-1).all(0)
+        wild = [alpha for alpha, is_finite in zip(alphas, finite.tolist(), strict=True) if not is_finite]
+        if wild:
+            raise not_finite(self.model, f"non-finite logits at the strengths {wild}", is_steered=0.0 not in wild)
 
     @contextmanager
     def _fanned(
@@ -305,12 +312,6 @@ def _fits(value: Any, shape: Sequence[int]) -> bool:
     except ValueError:
         return False
     return array.shape == tuple(shape) and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
-
-
-def _check_finite(results: Sequence[Tensor], alphas: Sequence[float]) -> None:
-    finite = torch.cat([*results], dim=-1).isfinite().all(-1).all(0)
-    if wild := [alpha for alpha, is_finite in zip(alphas, finite.tolist(), strict=True) if not is_finite]:
-        raise OverflowError(f"non-finite logits at the strengths {wild}: leave them out")
 
 
 # for functions that take a model
