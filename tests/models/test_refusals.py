@@ -1,10 +1,11 @@
-"""Numbers that are none: every verb refuses a model that puts them out, and says which weights or which dtype it is."""
+"""What every verb refuses: numbers that are none, by the weights or dtype they come from, and what is no tokenizer."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPImageProcessor, LlavaProcessor
 
 import repe
 from repe.cli.conversation import Conversation
@@ -42,6 +43,18 @@ VERBS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "chat": lambda m, t, v: Conversation(m, t, "", **NEW).ask("hi"),
 }  # fmt: skip
 OF_HIDDEN_STATES = ("capture", "the mean of tokens", "read", "extract")
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "check"])
+@pytest.mark.filterwarnings("ignore:.*torchvision")
+def test_a_processor_is_told_to_give_its_tokenizer(tokenizer: Any, verb: str) -> None:
+    processor = LlavaProcessor(CLIPImageProcessor(), tokenizer, chat_template=tokenizer.chat_template)
+    model, vector = zoo.build("llava"), oracles.vector()
+    with pytest.raises(TypeError, match=r"got LlavaProcessor: pass its own, `processor\.tokenizer`"):
+        VERBS[verb](model, processor, vector)
+    with pytest.raises(TypeError, match="got NoneType: is the order of the arguments right"):
+        VERBS[verb](model, None, vector)
+    assert not repe.status(model)
 
 
 @pytest.mark.parametrize("verb", VERBS)
