@@ -35,6 +35,8 @@ from repe.steering.handle import Steering
 from repe.steering.scope import Scope, check_for_many, check_inside
 from repe.steering.steer import steer
 
+LARGEST, ROUNDING = 1e30, 1e-3
+LOG_P, LENGTH = (-LARGEST, 0.0), (0.0, LARGEST)  # what a value can be, but for rounding
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +68,7 @@ class AnswerFanout(Fanout):
     """Of answers: log P, and whether it is greedy."""
 
     kind, values = "log-likelihood", 2
+    ranges = (LOG_P, (0.0, 1.0))
 
     @staticmethod
     def numbers(answer: Answer) -> int:
@@ -99,6 +102,7 @@ class TokenFanout(Fanout):
     output."""
 
     kind, values = "costs", 3
+    ranges = (LOG_P, LENGTH, LENGTH)
 
     @staticmethod
     def numbers(answer: Answer) -> int:
@@ -198,7 +202,7 @@ class TransformersScorer:
         lengths = [len(encode(self.tokenizer, prompt)) for prompt in prompts]
         names = self.names_of(prompts, max_new_tokens)
         page = self.record.page("text", edit)
-        known = page.known(names, lambda _, value: isinstance(value, str))
+        known = page.known(names, lambda _, value: _is_text(value))
         texts = [dict(values) for values in known]
         order = sorted(range(len(prompts)), key=lambda i: lengths[i])
         places = [(i, alpha) for i in order for alpha in alphas if alpha not in texts[i]]
@@ -238,7 +242,7 @@ class TransformersScorer:
         names = [name_of([answer.ids, answer.begins]) for answer in answers]
         found = [torch.empty(kind.values, len(strengths), kind.numbers(answer)) for answer in answers]
         page = self.record.page(kind.kind, edit)
-        known = page.known(names, lambda i, value: _fits(value, found[i][:, 0].shape))
+        known = page.known(names, lambda i, value: _fits(value, kind, kind.numbers(answers[i])))
         for table, values in zip(found, known, strict=True):
             for column in (column for column, alpha in enumerate(strengths) if alpha in values):
                 table[:, column] = torch.tensor(values[strengths[column]])
@@ -305,13 +309,21 @@ class TransformersScorer:
             yield handle
 
 
-def _fits(value: Any, shape: Sequence[int]) -> bool:
-    """Whether plain data are finite numbers of a shape."""
+def _fits(value: Any, kind: type[Fanout], numbers: int) -> bool:
+    """Whether plain data are what is measured: (values, numbers) of float32, each in its range."""
     try:
         array = np.asarray(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return array.shape == tuple(shape) and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
+    if array.shape != (kind.values, numbers) or array.dtype.kind not in "iuf":
+        return False
+    low, high = np.array(kind.ranges).T
+    return bool(((low - ROUNDING <= array.T) & (high + ROUNDING >= array.T)).all())
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that a tokenizer may have decoded: half a character is none."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 # for functions that take a model
