@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import repe
@@ -386,6 +387,17 @@ def test_what_is_baked_answers_as_if_it_were_steered(run, tmp_path):
     assert "is there already" in run("bake", "-s", "honesty=1", "--out", out, code=1).stderr
     assert {p.name for p in tmp_path.iterdir()} >= {"baked", "honesty.safetensors"}
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_model_with_a_matrix_missing_answers_nothing(run, tmp_path):
+    zoo.tokenizer().save_pretrained(tmp_path)
+    zoo.build("llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    done = run("generate", QUESTION, "-m", tmp_path, code=1)
+    assert "lacks 1 of the weights of a LlamaForCausalLM, such as 'model.layers.1.mlp.up_proj.weight'" in done.stderr
+    assert not done.stdout
 
 
 # stored vectors
