@@ -12,7 +12,7 @@ import typer
 
 from repe.cli import arguments as ask
 from repe.cli import stored
-from repe.cli.terminal import Answer, Debug, command, is_watched, speaking, wants_colour, width
+from repe.cli.terminal import Answer, Debug, command, is_watched, open_streams, speaking, wants_colour, width
 from repe.display import table, visible
 from repe.models.files import draft_of
 
@@ -407,6 +407,7 @@ def draw(curve: Any, path: Path, budget: float) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program. What the libraries below would say unasked is left out, unless the environment asks for it."""
+    open_streams()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not is_watched():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

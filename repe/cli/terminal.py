@@ -79,7 +79,22 @@ def options_in(function: Command) -> list[inspect.Parameter]:
     return [*found.values()]
 
 
-# how they end
+# how they begin and end
+
+
+def open_streams() -> None:
+    """Give a program that was started with closed streams others: else its next files would take their numbers.
+
+    Raises:
+        SystemExit: standard output is closed, which somebody would have to read.
+    """
+    is_deaf = sys.stdout is None
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # as long as the program
+    if is_deaf:
+        say("error: standard output is closed: leave it open, or send it to /dev/null")
+        raise SystemExit(1)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ ROWS = 12  # shown in a notebook, at most, besides the recommended
 AIMED_AT = "aimed_at"  # what provenance calls the items that a direction was fitted to, whatever is made of it
 IDENTITY = ("model", "fingerprint")  # what provenance says of the model, whatever is made of the vector
 FORMAT = "repe.vector/1"
+DEEPEST = 32  # how deep the provenance in a file may be nested, that all can be shown
 UNUSUAL = 0.95  # of random directions are less efficient than one that is said to be written
 DIVERGENCE = 0.1
 """Nats a token that plain text diverges by at a length of one dose."""
@@ -432,7 +433,15 @@ def _checked_header(text: str | None) -> dict[str, Any]:
     kinds = {"concept": str, "site": str, "stack": str, "blocks": list, "recommended": list, "provenance": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]:
         raise ValueError(f"its header has missing or mistyped fields: {wrong}")
+    if _is_deeper(header["provenance"], DEEPEST):
+        raise ValueError(f"its provenance is nested deeper than {DEEPEST} times")
     return {name: header[name] for name in kinds}
+
+
+def _is_deeper(data: Any, depth: int) -> bool:
+    """Whether JSON data are nested deeper than that."""
+    parts = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return depth < 0 or any(_is_deeper(part, depth - 1) for part in parts)
 
 
 def _check_blocks(name: str, numbers: tuple[int, ...]) -> None:
