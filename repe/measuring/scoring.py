@@ -24,6 +24,7 @@ from repe.display import bar_of
 from repe.measuring.fanout import BATCH_TOKENS, Fanout, grow, why_padded
 from repe.measuring.record import Record, missing, name_of
 from repe.models.blocks import find_stack
+from repe.models.counts import check_counts
 from repe.models.finite import not_finite
 from repe.models.generate import generate
 from repe.models.logits import check_causal, divergence, log_probabilities
@@ -163,6 +164,7 @@ class TransformersScorer:
         resume: str | os.PathLike[str] | None = None,
         progress: bool | None = None,
     ) -> None:
+        check_counts(batch_tokens=batch_tokens, batch_size=batch_size)
         check_causal(model, blocks_at)
         self.model, self.tokenizer, self.blocks_at = model, tokenizer, blocks_at
         self.batch_tokens, self.batch_size = batch_tokens, batch_size
@@ -199,6 +201,7 @@ class TransformersScorer:
         Raises:
             ValueError: as `log_likelihoods` raises it, or a prompt of no tokens.
         """
+        check_counts(max_new_tokens=max_new_tokens)
         lengths = [len(encode(self.tokenizer, prompt)) for prompt in prompts]
         names = self.names_of(prompts, max_new_tokens)
         page = self.record.page("text", edit)

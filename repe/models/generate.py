@@ -9,6 +9,7 @@ import torch
 from transformers import StoppingCriteria
 
 from repe.models.blocks import device_of
+from repe.models.counts import check_counts
 from repe.models.finite import FiniteLogits
 from repe.models.tokens import Text, encode, pad
 
@@ -38,6 +39,7 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
         raise ValueError("got one chat: put it in a list")
     if isinstance(texts, str) or not texts:
         raise ValueError(f"expected a list of at least one text, got {texts!r}")
+    check_counts(max_new_tokens=options.get("max_new_tokens"))
     batch = pad([encode(tokenizer, text) for text in texts], side="left", device=device_of(model))
     with FiniteLogits(model) as watch:
         options["logits_processor"] = [watch, *(options.get("logits_processor") or [])]

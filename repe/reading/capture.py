@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from repe.display import bar_of
 from repe.models.blocks import find_stack, hidden_of, is_encoder_decoder
+from repe.models.counts import check_counts
 from repe.models.finite import check_finite
 from repe.models.tokens import Text, encode
 from repe.models.tracking import Hook, put
@@ -122,6 +123,7 @@ def capture(
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"expected a list of at least one text, got {texts!r}")
+    check_counts(batch_size=batch_size)
     if tokens not in KEEPERS:
         raise ValueError(f"tokens={tokens!r} is not known: use one of {[*KEEPERS]}")
     found = find_stack(model, stack, blocks_at)

@@ -57,6 +57,33 @@ def test_a_processor_is_told_to_give_its_tokenizer(tokenizer: Any, verb: str) ->
     assert not repe.status(model)
 
 
+COUNTED: dict[str, tuple[Callable[..., Any], list[str]]] = {
+    "capture": (lambda m, t, v, **k: repe.capture(m, t, TEXTS, **k), ["batch_size"]),
+    "read": (lambda m, t, v, **k: repe.read(m, t, TEXTS, v, **k), ["batch_size"]),
+    "extract": (lambda m, t, v, **k: repe.extract(m, t, oracles.worded_pairs(), **k), ["batch_size", "seed"]),
+    "forecast": (lambda m, t, v, **k: repe.forecast(m, t, v, alignment=ITEMS, **k), ["items", "draws", "seed"]),
+    "sweep": (lambda m, t, v, **k: repe.measuring.sweep(m, t, v, {"a": ITEMS}, [1.0], **k), ["batch_tokens"]),
+    "costs": (lambda m, t, v, **k: repe.measuring.costs(m, t, v, TEXTS, [1.0], **k), ["batch_tokens"]),
+    "tradeoff": (lambda m, t, v, **k: repe.tradeoff(m, t, v, [1.0], alignment=ITEMS, **k), ["controls"]),
+    "calibrate": (lambda m, t, v, **k: repe.calibrate(m, t, oracles.worded_pairs(), **k), ["tried", "seed"]),
+    "write": (lambda m, t, v, **k: repe.measuring.write(m, t, v, TEXTS, [1.0], **k), ["batch_size", "max_new_tokens"]),
+    "generate": (lambda m, t, v, **k: repe.generate(m, t, TEXTS, **k), ["max_new_tokens"]),
+    "side effects": (
+        lambda m, t, v, **k: repe.measuring.side_effects(m, t, v, [1.0], **k),
+        ["pairs", "max_new_tokens", "seed", "batch_size"],
+    ),
+}
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "3", torch.nan, True, 10**30], ids=repr)
+@pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, (_, names) in COUNTED.items() for name in names])
+def test_what_is_no_count_is_named_before_anything_is_run(
+    model: Any, tokenizer: Any, verb: str, name: str, value: Any
+) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}={value!r} must be a whole number, [01] at least"):
+        COUNTED[verb][0](model, tokenizer, oracles.vector(), **{name: value})
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_weights_that_are_no_numbers_are_named(tokenizer: Any, verb: str) -> None:
     model = zoo.build("llama")
