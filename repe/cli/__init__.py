@@ -392,7 +392,7 @@ def check_picture(path: Path) -> None:
 
     known = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in known:
-        raise typer.BadParameter(f"{path} is none of {', '.join(sorted(known))}", param_hint="--plot")
+        raise typer.BadParameter(f"{str(path)!r} is none of {', '.join(sorted(known))}", param_hint="--plot")
 
 
 def draw(curve: Any, path: Path, budget: float) -> Path:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -598,6 +599,35 @@ def test_closed_streams_end_as_open_ones_or_say_that_they_are_closed(words, clos
     assert (done.returncode, said in done.stderr) == (code, True)
     assert "NoneType" not in done.stderr
     assert bool(done.stdout) == (words == "concepts" and code == 0)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--debug"]], ids=str)
+def test_nothing_of_a_file_or_a_name_steers_the_terminal(run, tmp_path, monkeypatch, options):
+    evil = "\x1b]0;name\x07\x1b[2J\x9b1m\u202elive\u2067"
+    vector = replace(oracles.vector(), concept=f"c{evil}", provenance={"model": f"m{evil}", "note": evil, "a": [evil]})
+    folder, home = tmp_path / "vectors", tmp_path / f"model{evil}"
+    path = vector.save(folder / f"v{evil}.safetensors")
+    broken = folder / f"broken{evil}.safetensors"
+    broken.write_text("no vector")
+    monkeypatch.setenv("REPE_VECTORS", str(folder))
+    (home / "concepts").mkdir(parents=True)
+    pairs = [{"positive": f"a {evil} {i}", "negative": f"b {evil} {i}"} for i in range(4)]
+    concept = home / "concepts" / f"n{evil}.json"
+    concept.write_text(json.dumps({"description": evil, "pairs": pairs}))
+    commands = [
+        ["vectors", "list"], ["vectors", "show", path], ["vectors", "show", broken], ["vectors", "verify"],
+        ["vectors", "show", f"no{evil}"], ["concepts", "-m", home], ["audit", concept], ["audit", f"{evil}.json"],
+        ["generate", "x", "-m", f"/{evil}"], ["generate", "x", "-s", f"{evil}=1"], ["generate", "x", "-f", f"/{evil}"],
+        ["bake", "-s", "honesty=1", "-o", home], ["read", evil, "-c", "honesty"],
+        ["generate", "x", "--unit", evil], ["tradeoff", "x", "--plot", f"{evil}.x"],
+    ]  # fmt: skip
+    for words in commands:
+        done = CliRunner().invoke(cli.app, [*map(str, [*words, *options])])
+        told = done.stdout + done.stderr
+        assert told.strip()
+        assert not {c for c in told if c in evil and not (c.isascii() and c.isprintable())}, words
+        if options == ["--json"] and done.stdout:
+            assert json.loads(done.stdout)
 
 
 def test_one_vector_of_a_provenance_too_deep_to_show_hides_no_other(run, tmp_path, monkeypatch):
