@@ -27,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from repe import display
+from repe.models.blocks import SITES, STACKS
 from repe.models.files import draft_of
 from repe.models.gguf import Header, is_gguf
 
@@ -113,6 +114,9 @@ class ConceptVector:
             raise ValueError(f"recommended blocks {sorted(strangers)} are not among the vector's blocks {self.blocks}")
         if self.write.ndim != 2:
             raise ValueError(f"`write` has shape {tuple(self.write.shape)}, expected (blocks, d_model)")
+        for name, known in (("site", SITES), ("stack", STACKS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} does not exist: choose one of {list(known)}")
         count = len(self.blocks)
         shapes = dict.fromkeys(PER_DIRECTION, (count, self.d_model)) | dict.fromkeys(PER_BLOCK, (count,))
         for name, shape in (shapes | dict.fromkeys(PER_TWO_BLOCKS, (count, count))).items():
@@ -349,8 +353,9 @@ class ConceptVector:
         """Writes a safetensors file, whole or not at all, and returns its path."""
         # a copy of each, as safetensors refuses tensors that share memory
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
+        header = json.dumps(self._header)
         with draft_of(path) as draft:
-            draft.write_bytes(save(tensors, metadata={"repe": json.dumps(self._header)}))
+            draft.write_bytes(save(tensors, metadata={"repe": header, "digest": _digest_of(header, tensors)}))
         return Path(path)
 
     def to_json(self) -> dict[str, Any]:
@@ -394,14 +399,32 @@ class ConceptVector:
             if is_gguf(path):
                 raise ValueError(_of_gguf(Path(path)))
             with safe_open(path, framework="pt") as file:
-                header = _checked_header((file.metadata() or {}).get("repe"))
-                names = [name for name in TENSORS if name not in ADDED or name in file.keys()]  # noqa: SIM118  # it is no mapping
-                return cls(**header, **{name: file.get_tensor(name) for name in names})
-        except (SafetensorError, ValueError, RecursionError) as error:
+                told = file.metadata() or {}
+                header = _checked_header(told.get("repe"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            if told.get("digest", "") not in ("", _digest_of(told["repe"], tensors)):
+                raise ValueError("its digest is that of other numbers, which were changed since")
+            return cls(**header, **{name: tensors[name] for name in TENSORS if name not in ADDED or name in tensors})
+        except (SafetensorError, ValueError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a whole concept vector: {error}. A new one is what `repe.extract` returns: save it at "
                 "another path"
             ) from error
+
+
+def has_digest(path: str | os.PathLike[str]) -> bool:
+    """Whether a vector's file says what its numbers are: those of earlier versions do not, and are read as they are."""
+    with safe_open(path, framework="pt") as file:
+        return bool((file.metadata() or {}).get("digest"))
+
+
+def _digest_of(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of all that a vector's file holds."""
+    told = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        told.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
 
 
 def _of_gguf(path: Path) -> str:
@@ -459,8 +482,10 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     is_without_spread = (tensor == math.inf) & (name == "separation")
     if not (tensor.isfinite() | (tensor.isnan() & (name in MAY_BE_UNKNOWN)) | is_without_spread).all():
         raise ValueError(f"`{name}` holds values that are not finite")
-    if name == "dose" and (tensor < 0).any():
-        raise ValueError("`dose` holds negative lengths")
+    if name in ("dose", "norm", "sigma") and (tensor < 0).any():
+        raise ValueError(f"`{name}` holds negative lengths")
+    if name == "accuracy" and ((tensor < 0) | (tensor > 1)).any():
+        raise ValueError("`accuracy` holds numbers that are no shares, between 0 and 1")
 
 
 def _check_normalised(write: Tensor, read: Tensor) -> None:
