@@ -84,11 +84,11 @@ def files() -> Iterator[tuple[str, Path]]:
     from repe.models.cache import models_folder
     from repe.reading.store import cache_folder, shipped_folder
 
-    yours = [Path(folder) for folder in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if folder]
+    yours = [Path(folder).expanduser() for folder in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if folder]
     homes = [("package", shipped_folder()), *(("REPE_VECTORS", folder) for folder in yours), ("cache", cache_folder())]
     for home, folder in homes:
         found = sorted(folder.rglob("*.safetensors"))
-        yield from ((home, path) for path in found if not path.is_relative_to(models_folder()))
+        yield from ((home, path) for path in found if path.is_file() and not path.is_relative_to(models_folder()))
 
 
 def fault(path: Path, model: Any, tokenizer: Any, passing: bool) -> str | None:
