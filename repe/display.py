@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -71,18 +71,18 @@ def about(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds < 2 * MINUTE else f"about {seconds / MINUTE:.0f} min"
 
 
-def visible(text: str, spared: str = "\n\t") -> str:
+def _coded(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
+
+
+def visible(text: str, spared: str = "\n\t", coded: Callable[[str], str] = _coded) -> str:
     """A text in which nothing steers a terminal or turns the writing: such characters stand as code."""
-    return "".join(_coded(c) if c not in spared and _acts(c) else c for c in text)
+    return "".join(coded(c) if c not in spared and _acts(c) else c for c in text)
 
 
 def _acts(letter: str) -> bool:
     """Whether it is no letter to be seen, but one that controls, ends a line, or turns the writing."""
-    return letter in TURNING or unicodedata.category(letter) in ("Cc", "Zl", "Zp")
-
-
-def _coded(letter: str) -> str:
-    return letter.encode("unicode_escape").decode()
+    return letter in TURNING or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
 
 
 @dataclass(frozen=True)

@@ -26,20 +26,28 @@ SECTIONS = ("reading", "steering", "compiled", "sweep", "scaling", "peers", "gpu
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the benches that the arguments name, and prints their rows as they come."""
+    """Runs the benches that the arguments name, and prints their rows as they come.
+
+    Raises:
+        SystemExit: of a section that was asked for by its name, something was left out.
+    """
     asked = parser().parse_args(arguments)
     torch.set_num_threads(asked.threads)
-    rows, ready = [], benches(asked)
+    rows: list[Row] = []
+    ready, lacking = benches(asked), []
     if not asked.json:
         print(f"{about(asked)}\n\n{heading()}", flush=True)
     for name in asked.only or SECTIONS:
         for row in guarded(name, ready[name]):
             rows.append(row)
+            lacking += [f"{name}: {row.what}: {row.note}"] * (row.ratio is None)
             if not asked.json:
                 print(line(row), flush=True)
     if asked.json:
         json.dump({"machine": about(asked), "rows": [row.as_json() for row in rows]}, sys.stdout, indent=1)
         print()
+    if asked.only and lacking:
+        sys.exit("\n".join(["of what was asked for by name, this was left out", *lacking]))
 
 
 def guarded(name: str, bench: Callable[[], Iterator[Row]]) -> Iterator[Row]:

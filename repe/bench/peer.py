@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,12 +41,26 @@ def hand_over(
     (folder / "workload.json").write_text(json.dumps(asked))
 
 
+def interpreter(named: str | Path) -> str:
+    """The path of an interpreter that holds in any folder. A link is not followed, as packages go by its place.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if (found := shutil.which(named)) is None:
+        raise FileNotFoundError(f"there is no interpreter {named}: `make .venv-peers` sets one up in .venv-peers")
+    return os.path.abspath(found)
+
+
 class Peer:
-    """Another library in a process that waits; a call makes it extract once."""
+    """Another library in a process that waits; a call makes it extract once.
+
+    The environment cannot put this library, whose name is another's too, before its packages.
+    """
 
     def __init__(self, python: str | Path, name: str, folder: str | Path) -> None:
         self.process = subprocess.Popen(
-            [python, "-P", str(WORKER), name, folder],
+            [interpreter(python), "-I", str(WORKER), name, folder],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder,
         )  # fmt: skip
         self.path = Path(folder) / f"{name}.npz"

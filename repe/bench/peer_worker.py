@@ -1,6 +1,6 @@
 """Runs in the environment of other libraries, and imports nothing of this one: extracts whenever a line comes in.
 
-    python -P peer_worker.py {repeng|repeng_pca_center|steering_vectors|repe_official} FOLDER
+    python -I peer_worker.py {repeng|repeng_pca_center|steering_vectors|repe_official} FOLDER
 
 Every library extracts at all blocks that it would by its own example, since none can be told to stop early. NAME.npz in
 the folder then holds the directions, which each adds to the output of the block of that number, counted from 0.

@@ -13,7 +13,7 @@ import typer
 
 from repe.cli import arguments as ask
 from repe.cli import stored
-from repe.cli.terminal import Answer, Debug, command, is_watched, speaking, wants_colour, width
+from repe.cli.terminal import Answer, Debug, command, is_watched, open_streams, speaking, wants_colour, width
 from repe.display import table, visible
 from repe.models.files import draft_of
 
@@ -391,7 +391,7 @@ def bake(
     if not steer:
         raise typer.BadParameter("name what to bake, as in --steer honesty=1.5", param_hint="--steer")
     if out.exists():
-        raise FileExistsError(f"{out} is there already: name another folder, or remove it")
+        raise FileExistsError(f"{out} is there already, and what is in it stays: name another folder")
     loaded, tokenizer = ask.load(model, device)
     from repe.steering.bake import bake
 
@@ -438,7 +438,7 @@ def check_picture(path: Path) -> None:
 
     known = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in known:
-        raise typer.BadParameter(f"{path} is none of {', '.join(sorted(known))}", param_hint="--plot")
+        raise typer.BadParameter(f"{str(path)!r} is none of {', '.join(sorted(known))}", param_hint="--plot")
 
 
 def drawn(plot: Callable[[Any], Any], path: Path, size: tuple[int, int]) -> Path:
@@ -453,6 +453,7 @@ def drawn(plot: Callable[[Any], Any], path: Path, size: tuple[int, int]) -> Path
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program. What the libraries below would say unasked is left out, unless the environment asks for it."""
+    open_streams()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not is_watched():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from repe.steering.edit import Edit
 
 LONGEST = 256  # tokens of an answer
+MOST_ALPHAS = 1000
 
 # completion
 
@@ -89,8 +90,8 @@ def alphas_of(text: str) -> list[float]:
     if ":" not in text:
         return _numbers(text, float, expected)
     low, high, count = [*_numbers(text.replace(":", ","), float, expected), 0.0, 0.0][:3]
-    if text.count(":") != 2 or count != int(count) or count < 2:
-        raise typer.BadParameter(f"got {text!r}: expected {expected}")
+    if text.count(":") != 2 or not (2 <= count <= MOST_ALPHAS and count == int(count)):
+        raise typer.BadParameter(f"got {text!r}: expected {expected}, and 2 to {MOST_ALPHAS} of them")
     return [low + (high - low) * i / (count - 1) for i in range(int(count))]
 
 
@@ -100,6 +101,14 @@ def strength_of(text: str) -> tuple[str, float]:
     if not name:
         raise typer.BadParameter(f"got {text!r}: expected CONCEPT=ALPHA, as in honesty=1.5")
     return name, _numbers(alpha, float, "a number behind the =, as in honesty=1.5")[0]
+
+
+def each_once(strengths: list[tuple[str, float]] | None) -> list[tuple[str, float]] | None:
+    """The strengths. Raises BadParameter for two of one concept."""
+    names = [name for name, _ in strengths or ()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise typer.BadParameter(f"{twice[0]} is given more than one strength: give one, which may be their sum")
+    return strengths
 
 
 def _numbers(text: str, kind: Any, expected: str) -> list[Any]:
@@ -128,7 +137,7 @@ Texts = Annotated[list[str] | None, typer.Argument(
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="A file of texts, one a line.")]
 System = Annotated[str, typer.Option(metavar="TEXT", help="A system message.")]
 Steer = Annotated[list[Any] | None, typer.Option(
-    "--steer", "-s", metavar="CONCEPT=ALPHA", autocompletion=_strengths, parser=strength_of,
+    "--steer", "-s", metavar="CONCEPT=ALPHA", autocompletion=_strengths, parser=strength_of, callback=each_once,
     help="What to steer along, as in honesty=1.5, or a plane as in honesty+happiness=1; may be repeated.")]
 Alphas = Annotated[Any, typer.Option(metavar="ALPHAS", help="As in -2,0,2, or from:to:how many.", parser=alphas_of)]
 Kind = Annotated[str | None, typer.Option(

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from repe.models.blocks import device_of, find_stack, is_encoder_decoder
+from repe.models.finite import FiniteLogits
 from repe.models.generate import Halt
 from repe.models.tokens import Pieces, encode
 from repe.steering.edit import Concepts, Edit
@@ -132,7 +133,8 @@ class Conversation:
                 handles.enter_context(steer(self.model, edit, alpha))
             output = self.model.generate(
                 batch, attention_mask=torch.ones_like(batch), past_key_values=cache, return_dict_in_generate=True,
-                streamer=Streamer(self.tokenizer, on_text), stopping_criteria=[Halt(stop)], **self.options,
+                streamer=Streamer(self.tokenizer, on_text), stopping_criteria=[Halt(stop)],
+                logits_processor=[handles.enter_context(FiniteLogits(self.model))], **self.options,
             )  # fmt: skip
         written = output.sequences[0].tolist()
         self._keep(getattr(output, "past_key_values", None), written[:-1], len(ids))

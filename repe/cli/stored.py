@@ -62,12 +62,20 @@ def verify(vectors: ask.Files = None, model: ask.Model = None, device: ask.Devic
 
     Without files, the stored ones are checked, and with --model those of its weights. Exits with 1 if one is bad.
     """
+    from repe.reading.vector import has_digest
+
     loaded, tokenizer = (None, None) if model is None else ask.load(model, device)
     named = vectors or [path for _, path in files()]
     checked = {path: fault(path, loaded, tokenizer, passing=not vectors) for path in named}
     found = {path: said for path, said in checked.items() if said is not None}
-    data = [{"file": path, "good": not said, "fault": said} for path, said in found.items()]
-    text = "\n".join(f"{'bad ' if said else 'good'}  {path}{said and f': {said}'}" for path, said in found.items())
+    data = [
+        {"file": path, "good": not said, "fault": said, "verified": not said and has_digest(path)}
+        for path, said in found.items()
+    ]
+    lines = [f"{'bad ' if said else 'good'}  {path}{said and f': {said}'}" for path, said in found.items()]
+    bare = [row["file"] for row in data if row["good"] and not row["verified"]]
+    told = [f"unverified, as they hold no digest of their numbers: {len(bare)}, such as {bare[0]}"] if bare else []
+    text = "\n".join([*lines, *told])
     return Answer(data, text or "there is no vector to check", bad=any(found.values()))
 
 
@@ -76,11 +84,11 @@ def files() -> Iterator[tuple[str, Path]]:
     from repe.models.cache import models_folder
     from repe.reading.store import cache_folder, shipped_folder
 
-    yours = [Path(folder) for folder in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if folder]
+    yours = [Path(folder).expanduser() for folder in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if folder]
     homes = [("package", shipped_folder()), *(("REPE_VECTORS", folder) for folder in yours), ("cache", cache_folder())]
     for home, folder in homes:
         found = sorted(folder.rglob("*.safetensors"))
-        yield from ((home, path) for path in found if not path.is_relative_to(models_folder()))
+        yield from ((home, path) for path in found if path.is_file() and not path.is_relative_to(models_folder()))
 
 
 def fault(path: Path, model: Any, tokenizer: Any, passing: bool) -> str | None:

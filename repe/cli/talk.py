@@ -180,7 +180,7 @@ class Talk(cmd.Cmd):
         if self.as_json:
             print(document({"note": text}, indent=None), flush=True)
         else:
-            print(f"({text})" if "\n" not in text else text, flush=True)
+            print(visible(f"({text})" if "\n" not in text else text), flush=True)
 
 
 @contextmanager

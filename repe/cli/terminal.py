@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -22,13 +23,14 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from repe.display import ENDLESS
+from repe.display import ENDLESS, visible
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; so does REPE_DEBUG=1.")]
 ADDED = {"as_json": AsJson, "debug": Debug}
 
 NARROWEST = 40  # columns
+COLOURS = re.compile(r"(\x1b\[[\d;]*m)")
 
 Command = Callable[..., Any]
 
@@ -54,7 +56,7 @@ def command(app: typer.Typer, name: str | None = None, **settings: Any) -> Calla
             with speaking(common["debug"]):
                 answer = function(**options, **{option: common[option] for option in shared})
                 if answer is not None:
-                    print(document(answer.data) if common["as_json"] else answer.text)
+                    print(document(answer.data) if common["as_json"] else shown(answer.text))
             if answer is not None and answer.bad:
                 raise typer.Exit(1)
 
@@ -79,7 +81,22 @@ def options_in(function: Command) -> list[inspect.Parameter]:
     return [*found.values()]
 
 
-# how they end
+# how they begin and end
+
+
+def open_streams() -> None:
+    """Give a program that was started with closed streams others: else its next files would take their numbers.
+
+    Raises:
+        SystemExit: standard output is closed, which somebody would have to read.
+    """
+    is_deaf = sys.stdout is None
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # as long as the program
+    if is_deaf:
+        say("error: standard output is closed: leave it open, or send it to /dev/null")
+        raise SystemExit(1)
 
 
 @contextmanager
@@ -105,7 +122,7 @@ def speaking(debug: bool = False) -> Iterator[None]:
 def complain(error: Exception, debug: bool = False) -> None:
     """Say what failed in one line, after a traceback if one is wanted."""
     if debug or os.environ.get("REPE_DEBUG"):
-        traceback.print_exception(error)
+        print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
     say(f"error: {told(error)}")
 
 
@@ -117,7 +134,7 @@ def told(error: Exception) -> str:
 
 def say(what: str) -> None:
     """A line to the person at the terminal, which is no part of what was asked for."""
-    print(f"repe: {what}", file=sys.stderr, flush=True)
+    print(f"repe: {visible(what)}", file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:
@@ -143,8 +160,15 @@ def warnings_in_lines() -> Iterator[None]:
 
 
 def document(data: Any, indent: int | None = 2) -> str:
-    """A JSON document of whatever a command found."""
-    return json.dumps(plain(data), indent=indent, ensure_ascii=False, allow_nan=False)
+    """A JSON document of whatever a command found, in which nothing steers a terminal."""
+    written = json.dumps(plain(data), indent=indent, ensure_ascii=False, allow_nan=False)
+    return visible(written, spared="\n", coded=lambda letter: json.dumps(letter)[1:-1])
+
+
+def shown(text: str) -> str:
+    """What a command found as a terminal may have it: whatever files and names bring along, it only sets colours."""
+    parts = COLOURS.split(text) if wants_colour() else [text]
+    return "".join(part if number % 2 else visible(part) for number, part in enumerate(parts))
 
 
 def plain(value: Any) -> Any:

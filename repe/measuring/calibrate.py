@@ -34,6 +34,7 @@ from repe.measuring.side_effects import Requests, requests_of, side_effects_at
 from repe.measuring.sweep import Exam
 from repe.measuring.tasks import Task, asked, called, texts_of
 from repe.models.blocks import find_stack
+from repe.models.counts import check_counts
 from repe.models.load import home_of
 from repe.reading.dose import dose_of, short_texts
 from repe.reading.extract import read_poles
@@ -197,6 +198,8 @@ def calibrate(
     readers = [readers] if isinstance(readers, str) else list(readers)
     if not readers:
         raise ValueError("readers: name at least one, such as 'mean'")
+    check_counts(0, seed=seed)
+    check_counts(tried=tried, batch_tokens=batch_tokens)
     if not (limit > 0 and budget > 0):
         raise ValueError(f"limit (nats) and budget (a share) are positive, got {limit} and {budget}")
     source = concept_of(concept, home_of(model))

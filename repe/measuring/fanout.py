@@ -38,8 +38,8 @@ MOST_LOGITS = 2**27  # numbers at once, half a GiB in float32; a single text or 
 class Fanout(Measurement[Tensor]):
     """Something to be measured of texts at every strength of an edit: (values, alphas, numbers) of each.
 
-    A kind of measurement has a name, so many values of so many `numbers`. The first value, in nats, shows whether trees
-    came out right, at the least and at the largest strength.
+    A kind of measurement has a name, so many values of so many `numbers`, each in its range. The first value, in nats,
+    shows whether trees came out right, at the least and at the largest strength.
 
     Args:
         model: with `handle` attached, if anything is edited.
@@ -52,6 +52,7 @@ class Fanout(Measurement[Tensor]):
 
     kind: ClassVar[str]
     values: ClassVar[int]
+    ranges: ClassVar[Sequence[tuple[float, float]]]
     smallest = 5.0
 
     def __init__(

@@ -29,6 +29,7 @@ from repe.measuring.scoring import TransformersScorer
 from repe.measuring.sweep import Exam
 from repe.measuring.tasks import Task, asked, called, texts_of
 from repe.models.blocks import find_stack
+from repe.models.counts import check_counts
 from repe.models.logits import check_causal
 from repe.models.tokens import Text
 from repe.reading.dose import TEXTS
@@ -234,6 +235,8 @@ def forecast(
 
     Sources: the quadratic cost, Wolf et al. (arXiv 2401.16332) and Taimeskhanov et al. (arXiv 2602.02712).
     """
+    check_counts(0, seed=seed)
+    check_counts(items=items, draws=draws)
     check_causal(model, blocks_at)
     vectors = _vectors(model, tokenizer, concept, readers, blocks, seed, blocks_at, progress)
     first = next(iter(vectors.values()))

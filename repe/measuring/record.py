@@ -100,13 +100,14 @@ class Record:
 
     def _take(self, line: bytes) -> bool:
         """Takes a line, if it is a row."""
-        try:
-            row = json.loads(line)
-            key = tuple(str(row[part]) for part in ROW)
-            values = dict(zip(map(float, row["alphas"]), row["values"], strict=True))
-        except (ValueError, KeyError, TypeError):
+        row = _object(line)
+        key: tuple[Any, ...] = tuple(row.get(part) for part in ROW)
+        alphas, values = row.get("alphas"), row.get("values")
+        if not (isinstance(alphas, list) and isinstance(values, list) and len(alphas) == len(values)):
             return False
-        self._values.setdefault(key, {}).update(values)
+        if not all(isinstance(part, str) for part in key) or not all(map(_is_strength, alphas)):
+            return False
+        self._values.setdefault(key, {}).update(zip(map(float, alphas), values, strict=True))
         return True
 
     def _write(self, lines: Iterable[str]) -> None:
@@ -173,6 +174,8 @@ def name_of(data: Any) -> str:
 def _lines(path: Path, head: Mapping[str, Any]) -> tuple[list[bytes], int]:
     """The whole lines of a record's file, and their length in bytes; none where there is no file, or only a part of the
     head. Raises ValueError if the file is no record like this one."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no ordinary file, and a record is kept in one: name another")
     written = path.read_bytes() if path.exists() else b""
     *whole, rest = written.split(b"\n")
     if whole or not json.dumps(head).encode().startswith(rest):
@@ -180,12 +183,23 @@ def _lines(path: Path, head: Mapping[str, Any]) -> tuple[list[bytes], int]:
     return whole, len(written) - len(rest)
 
 
+def _object(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line; an empty one where it is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_strength(value: Any) -> bool:
+    """Whether it is a finite number of float32."""
+    return type(value) in (int, float) and abs(value) < torch.finfo(torch.float32).max
+
+
 def _check(path: Path, line: bytes, head: Mapping[str, Any]) -> None:
     """Raises ValueError if a file's first line is not that of a record like this one."""
-    try:
-        found = dict(json.loads(line))
-    except (ValueError, TypeError):
-        found = {}
+    found = _object(line)
     if (format_ := found.get("format")) != FORMAT:
         got = f"the format {format_!r}" if format_ else "something else"
         raise ValueError(f"{path} holds {got}, not a record of the format {FORMAT!r}: name another file")

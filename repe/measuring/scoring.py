@@ -24,6 +24,8 @@ from repe.display import bar_of
 from repe.measuring.fanout import BATCH_TOKENS, Fanout, grow, why_padded
 from repe.measuring.record import Record, missing, name_of
 from repe.models.blocks import find_stack
+from repe.models.counts import check_counts
+from repe.models.finite import not_finite
 from repe.models.generate import generate
 from repe.models.logits import check_causal, divergence, log_probabilities
 from repe.models.tokens import Text, encode
@@ -34,6 +36,8 @@ from repe.steering.handle import Steering
 from repe.steering.scope import Scope, check_for_many, check_inside
 from repe.steering.steer import steer
 
+LARGEST, ROUNDING = 1e30, 1e-3
+LOG_P, LENGTH = (-LARGEST, 0.0), (0.0, LARGEST)  # what a value can be, but for rounding
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +69,7 @@ class AnswerFanout(Fanout):
     """Of answers: log P, and whether it is greedy."""
 
     kind, values = "log-likelihood", 2
+    ranges = (LOG_P, (0.0, 1.0))
 
     @staticmethod
     def numbers(answer: Answer) -> int:
@@ -98,6 +103,7 @@ class TokenFanout(Fanout):
     output."""
 
     kind, values = "costs", 3
+    ranges = (LOG_P, LENGTH, LENGTH)
 
     @staticmethod
     def numbers(answer: Answer) -> int:
@@ -158,6 +164,7 @@ class TransformersScorer:
         resume: str | os.PathLike[str] | None = None,
         progress: bool | None = None,
     ) -> None:
+        check_counts(batch_tokens=batch_tokens, batch_size=batch_size)
         check_causal(model, blocks_at)
         self.model, self.tokenizer, self.blocks_at = model, tokenizer, blocks_at
         self.batch_tokens, self.batch_size = batch_tokens, batch_size
@@ -194,10 +201,11 @@ class TransformersScorer:
         Raises:
             ValueError: as `log_likelihoods` raises it, or a prompt of no tokens.
         """
+        check_counts(max_new_tokens=max_new_tokens)
         lengths = [len(encode(self.tokenizer, prompt)) for prompt in prompts]
         names = self.names_of(prompts, max_new_tokens)
         page = self.record.page("text", edit)
-        known = page.known(names, lambda _, value: isinstance(value, str))
+        known = page.known(names, lambda _, value: _is_text(value))
         texts = [dict(values) for values in known]
         order = sorted(range(len(prompts)), key=lambda i: lengths[i])
         places = [(i, alpha) for i in order for alpha in alphas if alpha not in texts[i]]
@@ -237,7 +245,7 @@ class TransformersScorer:
         names = [name_of([answer.ids, answer.begins]) for answer in answers]
         found = [torch.empty(kind.values, len(strengths), kind.numbers(answer)) for answer in answers]
         page = self.record.page(kind.kind, edit)
-        known = page.known(names, lambda i, value: _fits(value, found[i][:, 0].shape))
+        known = page.known(names, lambda i, value: _fits(value, kind, kind.numbers(answers[i])))
         for table, values in zip(found, known, strict=True):
             for column in (column for column, alpha in enumerate(strengths) if alpha in values):
                 table[:, column] = torch.tensor(values[strengths[column]])
@@ -246,7 +254,7 @@ class TransformersScorer:
             bar = bar_of(desc="scoring", total=len(numbers), unit="text", progress=self.progress)
             with bar, self._fanned(kind, [answers[i] for i in numbers], edit, lacking) as (fan, trees):
                 for batch, results in fan.run(trees):
-                    _check_finite(results, lacking)
+                    self._check_finite(results, lacking)
                     measured = {numbers[text]: result for text, result in zip(batch.texts, results, strict=True)}
                     for i, result in measured.items():
                         found[i][:, columns] = result
@@ -254,6 +262,12 @@ class TransformersScorer:
                     page.add(rows)
                     bar.update(len(measured))
         return [table[:, [strengths.index(alpha) for alpha in asked]] for table in found]
+
+    def _check_finite(self, results: Sequence[Tensor], alphas: Sequence[float]) -> None:
+        finite = torch.cat([*results], dim=-1).isfinite().all(-1).all(0)
+        wild = [alpha for alpha, is_finite in zip(alphas, finite.tolist(), strict=True) if not is_finite]
+        if wild:
+            raise not_finite(self.model, f"non-finite logits at the strengths {wild}", is_steered=0.0 not in wild)
 
     @contextmanager
     def _fanned(
@@ -298,19 +312,21 @@ class TransformersScorer:
             yield handle
 
 
-def _fits(value: Any, shape: Sequence[int]) -> bool:
-    """Whether plain data are finite numbers of a shape."""
+def _fits(value: Any, kind: type[Fanout], numbers: int) -> bool:
+    """Whether plain data are what is measured: (values, numbers) of float32, each in its range."""
     try:
         array = np.asarray(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return array.shape == tuple(shape) and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
+    if array.shape != (kind.values, numbers) or array.dtype.kind not in "iuf":
+        return False
+    low, high = np.array(kind.ranges).T
+    return bool(((low - ROUNDING <= array.T) & (high + ROUNDING >= array.T)).all())
 
 
-def _check_finite(results: Sequence[Tensor], alphas: Sequence[float]) -> None:
-    finite = torch.cat([*results], dim=-1).isfinite().all(-1).all(0)
-    if wild := [alpha for alpha, is_finite in zip(alphas, finite.tolist(), strict=True) if not is_finite]:
-        raise OverflowError(f"non-finite logits at the strengths {wild}: leave them out")
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that a tokenizer may have decoded: half a character is none."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 # for functions that take a model

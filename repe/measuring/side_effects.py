@@ -22,6 +22,7 @@ from repe.measuring.judges.refusal import refusal
 from repe.measuring.scoring import TransformersScorer, strengths_of
 from repe.models.blocks import find_stack
 from repe.models.chats import cue
+from repe.models.counts import check_counts
 from repe.models.load import home_of
 from repe.models.tokens import encode
 from repe.reading.capture import capture
@@ -98,6 +99,8 @@ def side_effects(
     Source: the direction, Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (arXiv
     2406.11717).
     """
+    check_counts(0, seed=seed)
+    check_counts(pairs=pairs, max_new_tokens=max_new_tokens, batch_size=batch_size)
     strengths = strengths_of(alphas)
     asked = requests_of(requests, model)
     edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
@@ -153,8 +156,7 @@ def side_effects_at(
 
 
 def _check(requests: Sequence[RequestPair], pairs: int) -> None:
-    if pairs < 1:
-        raise ValueError(f"pairs={pairs}: at least one pair of requests has to be answered")
+    check_counts(pairs=pairs)
     for number, pair in enumerate(requests):
         if not isinstance(pair, RequestPair):
             raise TypeError(f"request {number} is a {type(pair).__name__}: expected RequestPair(harmful, harmless)")

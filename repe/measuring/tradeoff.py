@@ -27,6 +27,7 @@ from repe.measuring.side_effects import Requests, requests_of, side_effects_at
 from repe.measuring.sweep import Exam
 from repe.measuring.tasks import Task, asked, called, texts_of
 from repe.models.blocks import find_stack
+from repe.models.counts import check_counts
 from repe.models.fingerprint import fingerprint
 from repe.models.load import home_of
 from repe.models.tokens import Text
@@ -107,6 +108,7 @@ def tradeoff(
     Sources: Wolf et al. (arXiv 2401.16332); the control, and a strength chosen on one half of the items and reported on
     the other, as in AxBench (Wu et al., arXiv 2501.17148).
     """
+    check_counts(0, controls=controls)
     strengths = strengths_of([0.0, *strengths_of(alphas)])
     edit = edit_of(model, concept, tokenizer, blocks_at=blocks_at, **options)
     placement = edit.on(find_stack(model, edit.stack, blocks_at))
@@ -187,8 +189,8 @@ def _randoms(edit: Edit, controls: int | None, tasks: Mapping[str, Sequence[Item
         why_not = f"the edit has {len(edit.vectors)} vectors, and a random direction stands for one"
     elif "helpfulness" not in tasks:
         why_not = "`helpfulness` was measured elsewhere, where they were not steered along"
-    if controls is not None and (controls < 0 or (controls and why_not)):
-        raise ValueError(f"controls={controls}: {why_not or 'a number of random directions, 0 or more'}")
+    if controls and why_not:
+        raise ValueError(f"controls={controls}: {why_not}")
     if why_not:
         return []
     (vector,) = edit.vectors

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repe.models.counts import is_whole
 from repe.models.families import INCIDENTAL, SCALES, Family, family_of
 
 STACKS = ("decoder", "encoder")
@@ -167,7 +168,7 @@ def block_numbers(blocks: int | Iterable[int] | slice | str, n_blocks: int) -> t
 
 
 def _number(block: Any, n_blocks: int) -> int:
-    if not _is_integer(block):
+    if not is_whole(block):
         raise TypeError(f'Blocks are an int, ints, a slice or "all", not {block!r} of type {type(block).__name__}.')
     number = operator.index(block)
     if not -n_blocks <= number < n_blocks:
@@ -182,15 +183,6 @@ def _items(blocks: Any) -> Iterable[Any]:
     if isinstance(blocks, str | bytes) or getattr(blocks, "ndim", None) == 0 or not isinstance(blocks, Iterable):
         return (blocks,)
     return blocks
-
-
-def _is_integer(value: Any) -> bool:
-    """Of Python, NumPy or a tensor. True and False are not: a mask of blocks would be read as blocks 0 and 1."""
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return "bool" not in str(getattr(value, "dtype", type(value)))
 
 
 def _search(model: nn.Module, stack: str) -> str:

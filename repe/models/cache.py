@@ -11,7 +11,10 @@ from platformdirs import user_cache_path
 def cache_folder() -> Path:
     """The user's own folder of vectors: REPE_CACHE, else where this system keeps caches, as `~/.cache/repe`."""
     named = os.environ.get("REPE_CACHE")
-    return Path(named) if named else user_cache_path("repe", appauthor=False)
+    try:
+        return Path(named).expanduser() if named else user_cache_path("repe", appauthor=False)
+    except RuntimeError as error:  # who runs this has no home
+        raise OSError(f"there is no home folder to keep a cache in ({error}): name a folder in REPE_CACHE") from error
 
 
 def models_folder() -> Path:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from repe.models.blocks import device_of
+from repe.models.counts import check_counts
+from repe.models.finite import FiniteLogits
 from repe.models.tokens import Text, encode, pad
 
 
@@ -23,6 +26,7 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
     Raises:
         ValueError: there are no texts, or one chat instead of a list; a text has no tokens; or something is no chat, or
             one that the tokenizer's template refuses.
+        OverflowError: the model puts out NaN; the text says where it may come from.
 
     Example:
         >>> chats = [[{"role": "user", "content": "Name the trade of Abrin Tolva."}]]
@@ -33,8 +37,11 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
         raise ValueError("got one chat: put it in a list")
     if isinstance(texts, str) or not texts:
         raise ValueError(f"expected a list of at least one text, got {texts!r}")
-    batch = pad([encode(tokenizer, text) for text in texts], side="left", device=model.device)
-    written = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    check_counts(max_new_tokens=options.get("max_new_tokens"))
+    batch = pad([encode(tokenizer, text) for text in texts], side="left", device=device_of(model))
+    with FiniteLogits(model) as watch:
+        options["logits_processor"] = [watch, *(options.get("logits_processor") or [])]
+        written = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
     return list(tokenizer.batch_decode(written, skip_special_tokens=True))
 
 

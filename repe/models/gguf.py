@@ -92,9 +92,9 @@ def read_model(path: Path, **options: Any) -> tuple[Any, Any]:
     unpacked = getattr(transformers, "GgufConfig", None)  # of releases that would else keep weights packed on a GPU
     plain = {} if unpacked is None else {"quantization_config": unpacked(dequantize=True)}
     with _translated(path):
-        config = transformers.AutoConfig.from_pretrained(place, gguf_file=path.name)
+        config = transformers.AutoConfig.from_pretrained(place, gguf_file=path.name, trust_remote_code=False)
         model, found = class_for(config).from_pretrained(
-            place, gguf_file=path.name, config=config, output_loading_info=True,
+            place, gguf_file=path.name, config=config, output_loading_info=True, trust_remote_code=False,
             **{"dtype": torch.float32, **plain, **options},
         )  # fmt: skip
     if missing := sorted(found["missing_keys"]):
@@ -110,7 +110,7 @@ def read_tokenizer(path: Path) -> Any:
 
     check(path)
     with _translated(path):
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
 
 
 def check(path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.hub import cached_file
 
@@ -31,6 +32,7 @@ def load(
     *,
     gguf_file: str | None = None,
     cache: bool | None = None,
+    allow_missing: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
     """A model in evaluation mode and its tokenizer.
@@ -45,9 +47,11 @@ def load(
         cache: whether the weights of a GGUF file are kept in the user's cache (REPE_CACHE, else as `~/.cache/repe`),
             in float32, which is up to seven times the file. From there they are loaded several times faster. By default
             those of files up to half a gigabyte are.
+        allow_missing: take random numbers for weights that the files lack, as `transformers` does, instead of an error.
         options: for `from_pretrained` of the model, such as `dtype` and `device_map`. Those that say where files come
             from, such as `revision`, `token`, `subfolder` and `trust_remote_code`, hold for config and tokenizer too.
-            Weights of a GGUF file are in float32 where no `dtype` is given.
+            Weights of a GGUF file are in float32 where no `dtype` is given. Code that comes with a model is not run,
+            nor asked about, unless `trust_remote_code=True`.
 
     Returns:
         (model, tokenizer), as `transformers` loads them: nothing is wrapped. The model has its language-model head,
@@ -55,7 +59,8 @@ def load(
 
     Raises:
         OSError: there is no such model.
-        ValueError: a GGUF file is cut short, or no model, or one that `transformers` cannot read; or two are given.
+        ValueError: weights are missing; a GGUF file is cut short, or no model, or one that `transformers` cannot read;
+            two models are given; or the model needs code of its own.
         ModuleNotFoundError: GGUF files need `pip install 'repe-torch[gguf]'`.
 
     Warns:
@@ -66,14 +71,27 @@ def load(
         >>> type(model).__name__, model.num_parameters()
         ('LlamaForCausalLM', 1537920)
     """
-    shared = {name: options[name] for name in FOR_EVERY_FILE if name in options}
+    shared = {"trust_remote_code": False} | {name: options[name] for name in FOR_EVERY_FILE if name in options}
     source = _source(name_or_path, gguf_file, shared)
     if not isinstance(source, str):
         return _from_gguf(source, cache, **{name: value for name, value in options.items() if name not in shared})
     with _saying_how_to_install(name_or_path):
         config = AutoConfig.from_pretrained(source, **shared)
-        model = class_for(config).from_pretrained(source, **options).eval()
-        return model, AutoTokenizer.from_pretrained(source, **shared)
+        told = {"output_loading_info": True, "trust_remote_code": False}
+        with _saying_what_does_not_fit(source):
+            model, found = class_for(config).from_pretrained(source, **told | options)
+        if not allow_missing:
+            _check_whole(source, model, found["missing_keys"])
+        return model.eval(), AutoTokenizer.from_pretrained(source, **shared)
+
+
+def _check_whole(source: str, model: Any, missing: Iterable[str]) -> None:
+    """Raises ValueError for weights that are missing; encoders may lack a pooler, which no token goes through."""
+    if lacking := sorted(name for name in missing if "pooler" not in name):
+        raise ValueError(
+            f"{source} lacks {len(lacking)} of the weights of a {type(model).__name__}, such as {lacking[0]!r}, and "
+            "random numbers would take their place: give a folder or a name of whole weights, or allow_missing=True"
+        )
 
 
 def load_tokenizer(
@@ -83,7 +101,7 @@ def load_tokenizer(
     source = _source(name_or_path, gguf_file, options)
     if isinstance(source, str):
         with _saying_how_to_install(name_or_path):
-            return AutoTokenizer.from_pretrained(source, **options)
+            return AutoTokenizer.from_pretrained(source, **{"trust_remote_code": False} | options)
     with source.opened() as path:
         return _named(source, read_tokenizer(path))
 
@@ -159,6 +177,20 @@ def _from_gguf(source: Source, cache: bool | None, **options: Any) -> tuple[Any,
 def _named(source: Source, tokenizer: Any) -> Any:
     tokenizer.name_or_path = source.title
     return tokenizer
+
+
+@contextmanager
+def _saying_what_does_not_fit(source: str) -> Iterator[None]:
+    """Say of weights that are not those that the config tells of where they are, which `transformers` only logs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error):
+            raise
+        raise ValueError(
+            f"weights of {source} are missing, or of other shapes than its config tells ({error}): give a folder or a "
+            "name of whole weights"
+        ) from error
 
 
 @contextmanager

@@ -26,12 +26,23 @@ def encode(tokenizer: Any, text: Text) -> list[int]:
     """The token ids of a text, or of a chat as `repe.chats` renders it. The tokenizer is not changed.
 
     Raises:
+        TypeError: this is no tokenizer.
         ValueError: the text has no tokens, or the tokenizer's template refuses the chat.
     """
+    check_tokenizer(tokenizer)
     ids = tokenizer(text)["input_ids"] if isinstance(text, str) else encode_chat(tokenizer, text)
     if len(ids) == 0:
         raise ValueError(f"the text {text!r} has no tokens: give a text of at least one token")
     return list(ids)
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises TypeError for a processor of images or sound, and for whatever else is no tokenizer."""
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        return
+    inner = hasattr(getattr(tokenizer, "tokenizer", None), "convert_ids_to_tokens")
+    advice = "pass its own, `processor.tokenizer`" if inner else "is the order of the arguments right?"
+    raise TypeError(f"expected a tokenizer of transformers, and got {type(tokenizer).__name__}: {advice}")
 
 
 def pad(rows: Sequence[Sequence[int]], side: str = "right", device: Any = None) -> dict[str, Tensor]:

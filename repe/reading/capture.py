@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from repe.display import bar_of
 from repe.models.blocks import find_stack, hidden_of, is_encoder_decoder
+from repe.models.counts import check_counts
+from repe.models.finite import check_finite
 from repe.models.tokens import Text, encode
 from repe.models.tracking import Hook, put
 from repe.reading.trees import (
@@ -108,6 +110,7 @@ def capture(
         ValueError: no texts, a text of no tokens or of more than the model has positions, an unknown choice, a model
             that is not understood, or packed=True where trees cannot be run.
         IndexError: a block that does not exist.
+        OverflowError: activations are not finite; the text says at which block, and where they may come from.
         RuntimeError: packed=True, and what came of the trees is not what comes of the texts alone.
 
     Warns:
@@ -120,10 +123,12 @@ def capture(
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"expected a list of at least one text, got {texts!r}")
+    check_counts(batch_size=batch_size)
     if tokens not in KEEPERS:
         raise ValueError(f"tokens={tokens!r} is not known: use one of {[*KEEPERS]}")
     found = find_stack(model, stack, blocks_at)
-    modules = [found.site(site, b) for b in found.indices(blocks)]
+    numbers = found.indices(blocks)
+    modules = [found.site(site, b) for b in numbers]
     rows = [encode(tokenizer, text) for text in texts]
     _check_length(found.module, max(map(len, rows)))
     answers = stack == "decoder" and is_encoder_decoder(model)
@@ -140,10 +145,18 @@ def capture(
         bar_of(desc="capture", total=len(rows), unit="text", progress=progress) as bar,
     ):
         for batch, activations in reading.run(trees, must=bool(packed)):
+            _check_finite(activations, model, [f"at the site {site!r} of block {block}" for block in numbers])
             kept.update(zip(batch.texts, activations, strict=True))
             bar.update(len(batch.texts))
         result = [kept[text] for text in range(len(rows))]
         return result if tokens == "all" else torch.stack(result)
+
+
+def _check_finite(activations: Sequence[Tensor], model: nn.Module, places: Sequence[str]) -> None:
+    """Raises OverflowError, which names the first place where activations (..., places, d_model) are not finite."""
+    if not all(text.isfinite().all() for text in activations):
+        for number, place in enumerate(places):
+            check_finite(torch.cat([text[..., number, :].flatten() for text in activations]), model, place)
 
 
 def _check_length(module: nn.Module, longest: int) -> None:

@@ -22,6 +22,7 @@ from repe.data.items import load_texts
 from repe.display import bar_of
 from repe.models.blocks import device_of, hidden_of, with_hidden
 from repe.models.fingerprint import digest
+from repe.models.finite import check_finite
 from repe.models.load import home_of
 from repe.models.logits import divergence, log_probabilities, logits_at, vocabulary_of
 from repe.models.tokens import Text, encode, pad
@@ -175,6 +176,7 @@ def divergences(
         log_p = log_probabilities(logits)
         for place, text in enumerate(chosen):
             plain, *steered = log_p[3 * place : 3 * place + 3, : len(text.ids) - 1]
+            check_finite(plain.exp(), model)
             found.append(torch.stack([divergence(plain, other).mean() for other in steered]))
     forwards, backwards = torch.stack(found).double().mean(0).tolist()
     return forwards, backwards

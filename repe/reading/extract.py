@@ -21,6 +21,7 @@ from repe.data.pairs import ContrastPair, split
 from repe.display import bar_of
 from repe.models.blocks import find_stack
 from repe.models.chats import VERSION
+from repe.models.counts import check_counts
 from repe.models.fingerprint import digest, fingerprint
 from repe.models.load import home_of
 from repe.models.logits import why_not_causal
@@ -172,6 +173,7 @@ def read_poles(
             "extract, and steer again"
         )
     source = concept_of(concept, home_of(model))
+    check_counts(0, seed=seed)
     fit, held = (balanced(pairs, seed) for pairs in split(source.pairs, held_out, seed))
     numbers = (0,) if site == "embedding" else found.indices(blocks)
     read: Any = partial(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from repe.data.answers import Answer
 from repe.display import bar_of
 from repe.models.blocks import device_of, hidden_of, with_hidden
+from repe.models.finite import check_finite
 from repe.models.logits import log_odds, log_probabilities, log_probability, logits_at, vocabulary_of
 from repe.models.tokens import pad
 from repe.models.tracking import Hook, prompts_end, put
@@ -61,6 +62,7 @@ def gradients_of_answers(
 
     Raises:
         NotDifferentiableError: the model has no gradient.
+        OverflowError: its logits are not finite.
     """
     found = torch.empty(0)
     groups = batches_of([_longest(options) for options, _ in questions], [len(o) for o, _ in questions], batch_tokens)
@@ -100,6 +102,7 @@ def samples_of_divergence(
 
     Raises:
         NotDifferentiableError: the model has no gradient.
+        OverflowError: its logits are not finite.
     """
     generator, found = torch.Generator().manual_seed(seed), {}
     limit = min(batch_tokens, max(1, MOST_LOGITS // vocabulary_of(model)))
@@ -110,6 +113,7 @@ def samples_of_divergence(
             with pushed(sites) as pushes:
                 logits = _logits(model, answers, torch.arange(max(len(a.ids) for a in answers) - 1))
                 chances = _chances(logits.detach(), answers)
+                check_finite(chances[0], model)
                 for draw in range(draws):
                     kept = draw < draws - 1
                     drawn = _drawn(chances, generator).to(logits.dtype)
@@ -238,6 +242,7 @@ def _log_likelihoods(model: nn.Module, answers: Sequence[Answer]) -> Tensor:
     rows, columns = torch.tensor(places, device=logits.device).unbind(1)
     tokens = torch.tensor([token for a in answers for token in a.ids[a.begins :]], device=logits.device)
     found = log_probability(logits[rows, columns], tokens)
+    check_finite(found, model)
     return found.new_zeros(len(answers)).index_add(0, rows, found)
 
 

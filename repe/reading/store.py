@@ -127,7 +127,7 @@ def _stored(concept: str, mine: Fingerprint) -> Iterator[tuple[ConceptVector, bo
     """
     for folder, is_ours in _folders():
         for path in sorted((folder / str(mine["key"])).rglob("*.safetensors")):
-            vector = _loaded(path, mine) if path.stem == concept else None
+            vector = _loaded(path, mine) if path.stem == concept and path.is_file() else None
             if vector is not None and agrees(vector.provenance.get("fingerprint"), mine):
                 yield vector, is_ours
 
@@ -150,5 +150,5 @@ def _loaded(path: Path, mine: Fingerprint) -> ConceptVector | None:
 def _folders() -> Iterator[tuple[Path, bool]]:
     """The folders of vectors, and whether the library keeps them itself."""
     yield shipped_folder(), True
-    yield from ((Path(p), False) for p in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if p)
+    yield from ((Path(p).expanduser(), False) for p in os.environ.get("REPE_VECTORS", "").split(os.pathsep) if p)
     yield cache_folder(), True

@@ -27,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from repe import display
+from repe.models.blocks import SITES, STACKS
 from repe.models.files import draft_of
 from repe.models.gguf import Header, is_gguf
 
@@ -45,6 +46,7 @@ ROWS = 12  # shown in a notebook, at most, besides the recommended
 AIMED_AT = "aimed_at"  # what provenance calls the items that a direction was fitted to, whatever is made of it
 IDENTITY = ("model", "fingerprint")  # what provenance says of the model, whatever is made of the vector
 FORMAT = "repe.vector/1"
+DEEPEST = 32  # how deep the provenance in a file may be nested, that all can be shown
 UNUSUAL = 0.95  # of random directions are less efficient than one that is said to be written
 DIVERGENCE = 0.1
 """Nats a token that plain text diverges by at a length of one dose."""
@@ -112,6 +114,9 @@ class ConceptVector:
             raise ValueError(f"recommended blocks {sorted(strangers)} are not among the vector's blocks {self.blocks}")
         if self.write.ndim != 2:
             raise ValueError(f"`write` has shape {tuple(self.write.shape)}, expected (blocks, d_model)")
+        for name, known in (("site", SITES), ("stack", STACKS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} does not exist: choose one of {list(known)}")
         count = len(self.blocks)
         shapes = dict.fromkeys(PER_DIRECTION, (count, self.d_model)) | dict.fromkeys(PER_BLOCK, (count,))
         for name, shape in (shapes | dict.fromkeys(PER_TWO_BLOCKS, (count, count))).items():
@@ -349,8 +354,9 @@ class ConceptVector:
         """Writes a safetensors file, whole or not at all, and returns its path."""
         # a copy of each, as safetensors refuses tensors that share memory
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in TENSORS}
+        header = json.dumps(self._header)
         with draft_of(path) as draft:
-            draft.write_bytes(save(tensors, metadata={"repe": json.dumps(self._header)}))
+            draft.write_bytes(save(tensors, metadata={"repe": header, "digest": _digest_of(header, tensors)}))
         return Path(path)
 
     def to_json(self) -> dict[str, Any]:
@@ -394,14 +400,32 @@ class ConceptVector:
             if is_gguf(path):
                 raise ValueError(_of_gguf(Path(path)))
             with safe_open(path, framework="pt") as file:
-                header = _checked_header((file.metadata() or {}).get("repe"))
-                names = [name for name in TENSORS if name not in ADDED or name in file.keys()]  # noqa: SIM118  # it is no mapping
-                return cls(**header, **{name: file.get_tensor(name) for name in names})
-        except (SafetensorError, ValueError, RecursionError) as error:
+                told = file.metadata() or {}
+                header = _checked_header(told.get("repe"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            if told.get("digest", "") not in ("", _digest_of(told["repe"], tensors)):
+                raise ValueError("its digest is that of other numbers, which were changed since")
+            return cls(**header, **{name: tensors[name] for name in TENSORS if name not in ADDED or name in tensors})
+        except (SafetensorError, ValueError, KeyError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a whole concept vector: {error}. A new one is what `repe.extract` returns: save it at "
                 "another path"
             ) from error
+
+
+def has_digest(path: str | os.PathLike[str]) -> bool:
+    """Whether a vector's file says what its numbers are: those of earlier versions do not, and are read as they are."""
+    with safe_open(path, framework="pt") as file:
+        return bool((file.metadata() or {}).get("digest"))
+
+
+def _digest_of(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of all that a vector's file holds."""
+    told = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        told.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
 
 
 def _of_gguf(path: Path) -> str:
@@ -433,7 +457,15 @@ def _checked_header(text: str | None) -> dict[str, Any]:
     kinds = {"concept": str, "site": str, "stack": str, "blocks": list, "recommended": list, "provenance": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]:
         raise ValueError(f"its header has missing or mistyped fields: {wrong}")
+    if _is_deeper(header["provenance"], DEEPEST):
+        raise ValueError(f"its provenance is nested deeper than {DEEPEST} times")
     return {name: header[name] for name in kinds}
+
+
+def _is_deeper(data: Any, depth: int) -> bool:
+    """Whether JSON data are nested deeper than that."""
+    parts = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return depth < 0 or any(_is_deeper(part, depth - 1) for part in parts)
 
 
 def _check_blocks(name: str, numbers: tuple[int, ...]) -> None:
@@ -451,8 +483,10 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     is_without_spread = (tensor == math.inf) & (name == "separation")
     if not (tensor.isfinite() | (tensor.isnan() & (name in MAY_BE_UNKNOWN)) | is_without_spread).all():
         raise ValueError(f"`{name}` holds values that are not finite")
-    if name == "dose" and (tensor < 0).any():
-        raise ValueError("`dose` holds negative lengths")
+    if name in ("dose", "norm", "sigma") and (tensor < 0).any():
+        raise ValueError(f"`{name}` holds negative lengths")
+    if name == "accuracy" and ((tensor < 0) | (tensor > 1)).any():
+        raise ValueError("`accuracy` holds numbers that are no shares, between 0 and 1")
 
 
 def _check_normalised(write: Tensor, read: Tensor) -> None:

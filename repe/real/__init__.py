@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from repe.models.named import NAMED
 from repe.real import aiming, concepts, doses, forecasts, laws, peers, times, writing
-from repe.real.bench import Bench
+from repe.real.bench import Bench, LeftOut
 
 FOLDER = Path(__file__).parents[2] / "build" / "real"
 PARTS: Mapping[str, Callable[[Bench], Iterator[object]]] = {
@@ -29,7 +30,11 @@ PARTS: Mapping[str, Callable[[Bench], Iterator[object]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the parts that the arguments name, and print their tables as they come."""
+    """Measure the parts that the arguments name, and print their tables as they come.
+
+    Raises:
+        SystemExit: a part that was asked for by its name was left out.
+    """
     asked = parser().parse_args(arguments)
     parts = asked.parts or [*PARTS]
     if asked.fresh:
@@ -39,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["REPE_CACHE"] = str(asked.folder / "vectors")  # of vectors; the model, which has a cache, is loaded
     for part in parts:
         for table in PARTS[part](bench):
+            if part in asked.parts and isinstance(table, LeftOut):
+                sys.exit(table)
             print(table, end="\n\n", flush=True)
 
 

@@ -24,6 +24,10 @@ Row = Mapping[str, Any]
 """Plain JSON data by the heads of its columns."""
 
 
+class LeftOut(str):
+    """What of a part could not be measured, and why: an error where the part was asked for by its name."""
+
+
 @dataclass(frozen=True, eq=False)
 class Bench:
     """What is measured, and where its rows are kept.

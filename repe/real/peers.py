@@ -40,7 +40,7 @@ from repe.reading.dose import LARGEST_STEP, short_texts
 from repe.reading.extract import balanced
 from repe.reading.placing import spread
 from repe.reading.vector import DIVERGENCE
-from repe.real.bench import Bench, Row, kept, table
+from repe.real.bench import Bench, LeftOut, Row, kept, table
 from repe.steering.edit import Edit
 
 PYTHON = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
@@ -56,7 +56,8 @@ ROUNDS, STEEPEST = 20, 12.0
 
 def tables(bench: Bench) -> Iterator[Table | str]:
     if not PYTHON.exists():
-        yield f"peers on {bench.name}: left out, as there are no other libraries; `make .venv-peers` sets them up"
+        why = "there are no other libraries; `make .venv-peers` sets them up"
+        yield LeftOut(f"peers on {bench.name}: left out, as {why}")
         return
     concepts = bench.chosen(CONCEPTS)
     times = {concept: bench.row("peers", concept, partial(seconds, bench, concept), "seconds") for concept in concepts}

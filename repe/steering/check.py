@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from repe.display import table
 from repe.models.blocks import Stack, device_of, find_stack
 from repe.models.families import CLOSING
+from repe.models.finite import check_finite
 from repe.reading.capture import evaluating, recording
 from repe.reading.trees import disagreement, dtype_of, inputs, obstacle, plant
 from repe.reading.vector import ConceptVector
@@ -60,6 +61,7 @@ def check(model: nn.Module, *, stack: str = "decoder", blocks_at: str | None = N
 
     Raises:
         ValueError: the blocks of the model cannot be found.
+        OverflowError: what its blocks put out is not finite.
 
     Example:
         >>> print(repe.check(repe.load()[0]))
@@ -78,7 +80,8 @@ def check(model: nn.Module, *, stack: str = "decoder", blocks_at: str | None = N
     }
     refused, wrong = {}, {}
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        _seen(found, found.blocks, _row(found))  # a model that does not run at all says so itself
+        for output in _seen(found, found.blocks, _row(found)):  # a model that does not run at all says so itself
+            check_finite(output, model, "at its blocks")
         for name, trial in trials.items():
             try:
                 if how := trial():

@@ -340,7 +340,7 @@ class Steering:
             return hidden
         edited = self._implementation(hidden, strength, constants, everywhere=everywhere)
         if eager:
-            self._precision.note(hidden, strength, edited)
+            self._precision.note(hidden, strength, edited, constants.keep_norm)
         return edited
 
     def shift(self, hidden: Tensor, block: int) -> Tensor | None:
@@ -354,7 +354,10 @@ class Steering:
         self._touched = True
         with torch.inference_mode(False), torch.no_grad():
             displacement = constants.shift.to(torch.promote_types(hidden.dtype, torch.float32))
-            return self._alphas.to(displacement) * displacement
+            shift = self._alphas.to(displacement) * displacement
+            if not self._placement.lengths:  # else it was checked
+                self._precision.note(torch.zeros_like(shift), torch.ones(()), shift)
+            return shift
 
     def _strength(self, forward: Forward, device: torch.device) -> tuple[Tensor, bool]:
         """How strongly every token is edited, and whether it is known that none is by 0: once a forward and device."""

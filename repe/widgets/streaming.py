@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, LogitsProcessor
 
-from repe.models.blocks import find_stack
+from repe.models.blocks import device_of, find_stack
 from repe.models.generate import Halt
 from repe.models.logits import check_causal, divergence, log_probabilities
 from repe.models.tokens import Pieces, Text, encode, pad
@@ -142,7 +142,7 @@ class SideBySide:
         Raises:
             ValueError, TypeError: as `repe.steer` and `repe.generate` do.
         """
-        batch = pad([encode(self.tokenizer, job.text)] * ROWS, device=self.model.device)
+        batch = pad([encode(self.tokenizer, job.text)] * ROWS, device=device_of(self.model))
         rows = ((UNSTEERED, UNSTEERED), (STEERED, FOLLOWER))
         pair = tuple(Line(self.tokenizer, row, reader, self._ends()) for row, reader in rows)
         with (

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from repe import bench
-from repe.bench import edits, gpu, peers, timing
+from repe.bench import edits, gpu, peer, peers, timing
 from repe.bench.reading import evaluations, flat
 from repe.bench.table import Row, line
 from repe.bench.timing import Estimate, in_turns, slope
@@ -124,6 +125,39 @@ def test_every_section_runs_and_comes_out_as_json(capsys: pytest.CaptureFixture[
     assert changes["met"]
     left_out = {row["what"] for row in report["rows"] if row["ratio"] is None}
     assert left_out == {"extract, against other libraries", "kernels of the edits", "a Llama of 8B shape, bfloat16"}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("section", "how", "why"),
+    [("peers", ["--peers", "no/such/python"], "there is no interpreter no/such/python: `make .venv-peers` sets one up"),
+     ("peers", [], "name their interpreter with --peers"), ("gpu", [], "runs on a GPU")],
+)  # fmt: skip
+def test_what_was_asked_for_by_name_and_is_left_out_is_an_error(
+    section: str, how: list[str], why: str, as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = str(torch.get_num_threads())
+    with pytest.raises(SystemExit, match=f"(?s)this was left out.{section}: .*{why}"):
+        bench.main(["--small", "--only", section, "--threads", threads, *how, *["--json"] * as_json])
+    assert why in capsys.readouterr().out  # as it came
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_an_interpreter_named_from_here_is_found_from_the_folder_of_the_model(
+    work: Workload, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, link: bool
+) -> None:
+    place = tmp_path / "environment" / "python"
+    place.parent.mkdir()
+    place.symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    asked = "environment/python"
+    if link:
+        monkeypatch.setenv("PATH", str(place.parent))
+        asked = "python"
+    assert peer.interpreter(asked) == str(place)
+    monkeypatch.setattr(peers, "PEERS", ("repeng",))
+    (row,) = peers.rows(work, 6, asked)
+    assert "ModuleNotFoundError" in row.note  # its process says, which has no packages there
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no compiler\nat all"), AssertionError()])

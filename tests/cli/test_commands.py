@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 import typer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import repe
@@ -31,7 +34,7 @@ from repe.steering import kinds
 from repe.steering.edit import EditOptions
 from repe.steering.scope import NAMED_SCOPES
 from repe.testbed import FOLDER
-from tests import ggufs, zoo
+from tests import ggufs, oracles, zoo
 
 QUESTION = "Name the trade of Abrin Tolva."
 REPE = [sys.executable, "-m", "repe.cli"]
@@ -399,6 +402,17 @@ def test_what_is_baked_answers_as_if_it_were_steered(run, tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+def test_a_model_with_a_matrix_missing_answers_nothing(run, tmp_path):
+    zoo.tokenizer().save_pretrained(tmp_path)
+    zoo.build("llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    done = run("generate", QUESTION, "-m", tmp_path, code=1)
+    assert "lacks 1 of the weights of a LlamaForCausalLM, such as 'model.layers.1.mlp.up_proj.weight'" in done.stderr
+    assert not done.stdout
+
+
 # stored vectors
 
 
@@ -491,6 +505,10 @@ MISUSED = [
     ["generate", "x", "--raw", "--system", "y"],
     ["tradeoff", "honesty", "--alphas", "1:2"],
     ["tradeoff", "honesty", "--alphas", "1:2:1"],
+    *(["tradeoff", "honesty", "--alphas", f"0:1:{count}"] for count in ("1000000000", "inf", "nan", "-2", "2.5")),
+    *([command, "x", "-s", "honesty=1", "-s", "happiness=1", "-s", "honesty=2"] for command in ("generate", "read")),
+    ["chat", "-s", "honesty=1", "-s", "honesty=1"],
+    ["bake", "-s", "honesty=1", "-s", "honesty=1", "-o", "folder"],
     ["tradeoff", "honesty", "--plot", "curve.docx"],
     ["bake", "-o", "folder"],
     ["bake", "-s", "honesty=1"],
@@ -573,6 +591,70 @@ def test_who_stops_reading_gets_no_traceback(words):
     done = subprocess.run([*REPE, *words], stdout=writer, stderr=subprocess.PIPE, text=True, env=env)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "code", "said"),
+    [
+        ("concepts", ">&-", 1, "standard output is closed: leave it open, or send it to /dev/null"),
+        ("--help", ">&- 2>&-", 1, ""),
+        ("concepts", "2>&-", 0, ""),
+        ("concepts -m /no/such/folder", "2>&-", 1, ""),
+        ("read x", "<&- 2>&-", 2, ""),
+        ("generate - -s honesty=1", "<&-", 2, "give at least one text"),
+    ],
+)
+def test_closed_streams_end_as_open_ones_or_say_that_they_are_closed(words, closed, code, said):
+    line = f"{sys.executable} -m repe.cli {words} {closed}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, said in done.stderr) == (code, True)
+    assert "NoneType" not in done.stderr
+    assert bool(done.stdout) == (words == "concepts" and code == 0)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--debug"]], ids=str)
+def test_nothing_of_a_file_or_a_name_steers_the_terminal(run, tmp_path, monkeypatch, options):
+    evil = "\x1b]0;name\x07\x1b[2J\x9b1m\u202elive\u2067"
+    vector = replace(oracles.vector(), concept=f"c{evil}", provenance={"model": f"m{evil}", "note": evil, "a": [evil]})
+    folder, home = tmp_path / "vectors", tmp_path / f"model{evil}"
+    path = vector.save(folder / f"v{evil}.safetensors")
+    broken = folder / f"broken{evil}.safetensors"
+    broken.write_text("no vector")
+    monkeypatch.setenv("REPE_VECTORS", str(folder))
+    (home / "concepts").mkdir(parents=True)
+    pairs = [{"positive": f"a {evil} {i}", "negative": f"b {evil} {i}"} for i in range(4)]
+    concept = home / "concepts" / f"n{evil}.json"
+    concept.write_text(json.dumps({"description": evil, "pairs": pairs}))
+    commands = [
+        ["vectors", "list"], ["vectors", "show", path], ["vectors", "show", broken], ["vectors", "verify"],
+        ["vectors", "show", f"no{evil}"], ["concepts", "-m", home], ["audit", concept], ["audit", f"{evil}.json"],
+        ["generate", "x", "-m", f"/{evil}"], ["generate", "x", "-s", f"{evil}=1"], ["generate", "x", "-f", f"/{evil}"],
+        ["bake", "-s", "honesty=1", "-o", home], ["read", evil, "-c", "honesty"],
+        ["generate", "x", "--unit", evil], ["tradeoff", "x", "--plot", f"{evil}.x"],
+    ]  # fmt: skip
+    for words in commands:
+        done = CliRunner().invoke(cli.app, [*map(str, [*words, *options])])
+        told = done.stdout + done.stderr
+        assert told.strip()
+        assert not {c for c in told if c in evil and not (c.isascii() and c.isprintable())}, words
+        if options == ["--json"] and done.stdout:
+            assert json.loads(done.stdout)
+
+
+def test_one_vector_of_a_provenance_too_deep_to_show_hides_no_other(run, tmp_path, monkeypatch):
+    vector = oracles.vector()
+    for name, depth in (("deep", 500), ("deeper", 100_000), ("flat", 8)):
+        nested = '{"a":' * depth + "1" + "}" * depth
+        path = vector.save(tmp_path / f"{name}.safetensors")
+        with safe_open(path, framework="pt") as file:
+            header, tensors = file.metadata()["repe"], {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        save_file(tensors, path, metadata={"repe": header.replace('"provenance": {}', f'"provenance": {nested}')})
+    monkeypatch.setenv("REPE_VECTORS", str(tmp_path))
+    said = {Path(row["file"]).stem: row for row in data(run("vectors", "list", "--json")) if row["from"] != "package"}
+    assert "nested deeper than 32 times" in said["deep"]["fault"]
+    assert "fault" in said["deeper"]
+    assert "fault" not in said["flat"]
+    assert "bad " in run("vectors", "verify", code=1).stdout
 
 
 def test_a_process_that_nobody_watches_writes_only_what_was_asked_for_and_ctrl_c_ends_it_with_130():

@@ -1,14 +1,18 @@
 """The record: what was measured is not measured again, whatever else is asked for and in whatever process."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import repe
 from repe.data.answers import answers_of
@@ -274,6 +278,75 @@ def test_rows_that_do_not_fit_are_measured_again_and_told_of(
         found = sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
     for name, scores in whole.items():
         np.testing.assert_allclose(found[name].log_likelihoods, scores.log_likelihoods, atol=1e-4)
+
+
+NONSENSE = [
+    None, True, "0.5", "", [], {}, [None], math.nan, math.inf, -math.inf, 1e300, -1e300, 10**400, 5.0, "\ud800", [[[]]],
+    [0.0], [[0.0], [0.0], [0.0]],
+]  # fmt: skip
+"""Which no value of log-likelihoods, no strength and no list of them can be: 5 nats are more than certainty."""
+
+
+@settings(max_examples=40)
+@given(
+    place=st.sampled_from(["edit", "of", "kind", "beside", "alphas", "values", "an alpha", "a value", "a number"]),
+    nonsense=st.sampled_from(NONSENSE),
+    number=st.integers(0, 11),
+)
+def test_nonsense_in_a_record_is_never_taken_for_what_was_measured(
+    model: Any, tokenizer: Any, vector: Any, tmp_path_factory: Any, place: str, nonsense: Any, number: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "spoilt"
+    path.unlink(missing_ok=True)
+    whole = sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    head, *lines = path.read_text().splitlines()
+    row = json.loads(lines[number % len(lines)])
+    spots = {"an alpha": (row["alphas"], 1), "a value": (row["values"], 1), "a number": (row["values"][1][0], 0)}
+    where, spot = spots.get(place, (row, place))
+    assume(place != "an alpha" or nonsense != 5.0)
+    where[spot] = nonsense
+    lines[number % len(lines)] = json.dumps(row)
+    path.write_text("\n".join([head, *lines, ""]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    for name, scores in whole.items():
+        np.testing.assert_allclose(found[name].log_likelihoods, scores.log_likelihoods, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["\ud800", 5, None, ["a"], {}, True])
+def test_what_is_no_text_is_written_anew(model: Any, tokenizer: Any, vector: Any, tmp_path: Any, text: Any) -> None:
+    path, how = tmp_path / "kept", {"max_new_tokens": 3}
+    whole = write(model, tokenizer, vector, TEXTS, ALPHAS, resume=path, **how)
+    head, *lines = path.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[0]["values"] = [text]
+    path.write_text("\n".join([head, *map(json.dumps, rows), ""]))
+    with pytest.warns(UserWarning, match="1 values do not fit, and are measured again"):
+        assert write(model, tokenizer, vector, TEXTS, ALPHAS, resume=path, **how).texts == whole.texts
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a":' * 100_000, "\udcff", '{"alphas": [1%s]}' % ("0" * 5000)])
+def test_lines_that_no_parser_reads_are_told_of(
+    model: Any, tokenizer: Any, vector: Any, tmp_path: Any, line: str
+) -> None:
+    path = tmp_path / "kept"
+    whole = sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+    path.write_bytes(path.read_bytes() + f"{line}\n".encode(errors="surrogateescape"))
+    with pytest.warns(UserWarning, match=r"kept: line 13 is no row of a record"):
+        assert sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path) == whole
+    path.write_bytes(f"{line}\n".encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"holds something else, not a record of the format.*name another file"):
+        sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
+
+
+def test_what_is_no_ordinary_file_is_refused_and_not_waited_for(
+    model: Any, tokenizer: Any, vector: Any, tmp_path: Any
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match="is no ordinary file, and a record is kept in one: name another"):
+            sweep(model, tokenizer, vector, TASKS, ALPHAS, resume=path)
 
 
 @pytest.mark.parametrize("line", ["{}", "7", "not json", "null", '"kind"', ""])

@@ -262,7 +262,7 @@ def test_without_requests_nothing_is_measured(model, tokenizer, requests):
         ({"requests": TEXTS[:3]}, ValueError, "got 3 pairs of requests, and at least 4 are needed"),
         ({"requests": [*TEXTS, "a"]}, TypeError, r"request 6 is a str: expected RequestPair\(harmful, harmless\)"),
         ({"requests": "request"}, ValueError, "no task is called 'request'. Did you mean 'requests'"),
-        ({"pairs": 0}, ValueError, "pairs=0: at least one pair of requests has to be answered"),
+        ({"pairs": 0}, ValueError, "pairs=0 must be a whole number, 1 at least"),
         ({"alphas": [float("nan")]}, ValueError, "alphas are at least one finite number"),
         ({"scope": torch.ones(1, 2, dtype=torch.bool)}, ValueError, "a mask of one batch is no scope for many"),
         ({"blocks": 9}, IndexError, "9"), ({"untt": "raw"}, TypeError, "did you mean 'unit'"),

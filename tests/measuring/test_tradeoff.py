@@ -207,7 +207,7 @@ def test_what_is_no_chat_has_no_baseline_and_scores_may_come_from_elsewhere(toke
     ("wrong", "message"),
     [
         ({"controls": 1, "edit": "ablate"}, "controls=1: the edit 'ablate' has no length"),
-        ({"controls": -1}, "controls=-1: a number of random directions, 0 or more"),
+        ({"controls": -1}, "controls=-1 must be a whole number, 0 at least"),
         ({"baseline": "Be kind."}, "baseline is system prompts by name"),
         ({"alignment": [replace(ITEMS[0], prompt="a?")], "baseline": {"x": "Be kind."}}, "system prompts need chats"),
         ({"helpfulness": Scores("h", np.log(np.full((3, 2, 2), 0.5)), np.zeros(2, int), ("a", "b"))}, "at 3 alphas"),

@@ -274,7 +274,7 @@ def test_every_role_has_a_place_in_a_transcript():
 class MistralCommonBackend:
     """What renders chats by code: no template, and no text in between."""
 
-    chat_template = None
+    chat_template = convert_ids_to_tokens = None
 
     def apply_chat_template(self, messages, *, tokenize, return_dict, **how):
         if any(m["role"] == "tool" for m in messages):

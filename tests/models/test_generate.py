@@ -1,5 +1,8 @@
 """Generation: what is written after a text is what the model writes after it alone."""
 
+import copy
+
+import accelerate
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 import repe
 from repe.models.tokens import INCOMPLETE, Pieces
+from repe.widgets.streaming import Job, SideBySide
 from tests import zoo
 from tests.oracles import plain_vector
 
@@ -35,6 +39,20 @@ def test_what_is_attached_steers_it(model, tokenizer):
         steered = repe.generate(model, tokenizer, TEXTS, max_new_tokens=6, do_sample=False)
         assert steered == [alone(model, tokenizer, text) for text in TEXTS]
     assert steered != plain
+
+
+@pytest.mark.parametrize("offload", ["cpu_offload", "disk_offload"])
+def test_a_model_whose_weights_are_all_elsewhere_writes_the_same(model, tokenizer, offload, tmp_path):
+    place = [tmp_path] if offload == "disk_offload" else []
+    offloaded = getattr(accelerate, offload)(copy.deepcopy(model), *place, execution_device=torch.device("cpu"))
+    vector, how = plain_vector(model), {"max_new_tokens": 3, "progress": False, "unit": "raw"}
+    expected, got = (repe.measuring.write(m, tokenizer, vector, TEXTS, [30.0], **how) for m in (model, offloaded))
+    assert got.texts == expected.texts
+    job = Job(TEXTS[2], (30.0,), {"unit": "raw"}, max_new_tokens=3)
+    expected, got = (
+        [side.pieces for side in SideBySide(m, tokenizer, [vector]).write(job)] for m in (model, offloaded)
+    )
+    assert got == expected
 
 
 def test_it_needs_no_pad_token_and_changes_no_tokenizer(model):

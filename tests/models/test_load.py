@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import repe
-from repe.models.load import home_of
+from repe.models.load import home_of, load_tokenizer
 from tests import zoo
 
 
@@ -89,15 +90,52 @@ def test_hub_options_reach_config_model_and_tokenizer(monkeypatch):
         return called
 
     model = zoo.build("llama")
-    for name, result in (("AutoConfig", model.config), ("AutoModelForCausalLM", model), ("AutoTokenizer", None)):
+    loaded = model, {"missing_keys": []}
+    for name, result in (("AutoConfig", model.config), ("AutoModelForCausalLM", loaded), ("AutoTokenizer", None)):
         monkeypatch.setattr(getattr(transformers, name), "from_pretrained", stop_after(name, result))
     hub = {"revision": "v1", "token": "t", "trust_remote_code": True, "cache_dir": "c"}
     repe.load("some/name", dtype="auto", **hub)
     assert calls == [
         ("AutoConfig", "some/name", hub),
-        ("AutoModelForCausalLM", "some/name", {**hub, "dtype": "auto"}),
+        ("AutoModelForCausalLM", "some/name", {**hub, "dtype": "auto", "output_loading_info": True}),
         ("AutoTokenizer", "some/name", hub),
     ]
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_weights_that_are_missing_are_an_error_unless_asked_for(tmp_path, family):
+    """Every family's own files are whole; one matrix less, or other files in their place, is told."""
+    zoo.tokenizer().save_pretrained(tmp_path)
+    zoo.build(family).save_pretrained(tmp_path)
+    repe.load(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights[next(name for name, tensor in weights.items() if ".1." in name and tensor.ndim > 1)]
+    told = r"lacks \d+ of the weights of a .*allow_missing=True|weights of .* are missing, or of other shapes"
+    for left in (weights, {"direction": torch.zeros(3)}):
+        save_file(left, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=told):
+            repe.load(tmp_path)
+    assert repe.load(tmp_path, allow_missing=True)
+
+
+@pytest.mark.parametrize("given", [None, False])
+def test_a_model_s_own_code_is_not_run_nor_asked_about(tmp_path, monkeypatch, given):
+    zoo.build("llama").save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    own = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoTokenizer": ["code.T", None]}
+    asked = [] if given is None else [("trust_remote_code", given)]
+    for name in ("config.json", "tokenizer_config.json"):
+        before = (tmp_path / name).read_text()
+        data = json.loads(before) | {"auto_map": own, "tokenizer_class": "T", "model_type": "its own"}
+        (tmp_path / name).write_text(json.dumps(data))
+        for load in (repe.load, load_tokenizer):
+            monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+            if load is repe.load or name == "tokenizer_config.json":
+                with pytest.raises(ValueError, match="trust_remote_code=True"):
+                    load(tmp_path, **dict(asked))
+        (tmp_path / name).write_text(before)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_concepts_beside_a_relative_folder_are_found(tmp_path, monkeypatch):

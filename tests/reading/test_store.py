@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from repe.data import catalogue
+from repe.models.files import OLD, draft_of
 from repe.models.fingerprint import fingerprint
 from repe.reading import extract as extraction
 from repe.reading import store
@@ -111,6 +113,41 @@ def test_a_concept_is_extracted_once_and_cached(model, cache, extractions):
     assert torch.equal(again.write, first.write)
     assert again.provenance == first.provenance
     assert [p.name for p in cache.rglob("*") if p.is_file()] == [f"{NAME}.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, lambda path: path.symlink_to("nowhere"), os.mkfifo], ids=["folder", "link", "pipe"]
+)
+@pytest.mark.filterwarnings("ignore:.*could not be cached")
+def test_what_is_no_file_and_is_named_like_a_vector_stops_nobody(model, cache, extractions, make):
+    path = store.location(cache, fingerprint(model), NAME)
+    path.parent.mkdir(parents=True)
+    make(path)
+    assert store.resolve(model, NAME, zoo.tokenizer()).concept == NAME
+    assert len(extractions) == 1
+
+
+def test_folders_of_the_environment_may_begin_with_the_home(model, extractions, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("REPE_CACHE", "~/kept")
+    store.resolve(model, NAME, zoo.tokenizer())
+    assert (tmp_path / "home" / "kept").is_dir()
+    monkeypatch.setenv("REPE_VECTORS", "~/kept")
+    monkeypatch.setenv("REPE_CACHE", str(tmp_path / "other"))
+    store.resolve(model, NAME)
+    assert len(extractions) == 1
+
+
+def test_drafts_of_killed_runs_are_cleared_once_they_are_old(tmp_path):
+    target, names = tmp_path / "v", [".v.repe-draft-old", ".v.repe-draft-new", ".w.repe-draft-old", ".v.yours"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "v").write_text("half")
+        age = 0 if name.endswith("new") else 2 * OLD
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with draft_of(target) as draft:
+        draft.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"v", *names[1:]}
 
 
 def test_the_cache_serves_the_model_in_other_dtypes(home, model, extractions):

@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 import repe.models.files
 import repe.reading.vector
-from repe.reading.vector import ADDED, MAY_BE_UNKNOWN, PER_BLOCK, PER_DIRECTION, TENSORS, ConceptVector
+from repe.reading.vector import ADDED, MAY_BE_UNKNOWN, PER_BLOCK, PER_DIRECTION, TENSORS, ConceptVector, has_digest
 
 D, BLOCKS = 12, (2, 5, 7)
 PROVENANCE = {
@@ -37,6 +38,7 @@ def concept(seed: int = 0, blocks=BLOCKS, d=D, **changes) -> ConceptVector:
     write = write / write.norm(dim=-1, keepdim=True)
     read = write + 0.5 * (other - (other * write).sum(-1, keepdim=True) * write)
     per_block = dict(zip(PER_BLOCK, 0.5 + torch.rand(len(PER_BLOCK), len(blocks), generator=generator), strict=True))
+    per_block["accuracy"] = per_block["accuracy"] / 1.5
     coherence = torch.corrcoef(torch.randn(len(blocks), 8, generator=generator)).reshape(len(blocks), -1)
     given = {"write": write, "read": read, "center": center, **per_block, "coherence": coherence.fill_diagonal_(1)}
     given |= {"provenance": PROVENANCE}
@@ -505,6 +507,40 @@ def test_a_header_that_lacks_a_field_is_refused(field, tmp_path):
 )
 def test_a_header_that_is_no_json_object_is_refused(text, message, tmp_path):
     refused(tmp_path / "v.safetensors", save(tensors_of(), metadata={"repe": text}), message)
+
+
+@given(place=st.integers(0, 10**9), bit=st.integers(0, 7))
+def test_no_bit_of_the_numbers_can_turn_unseen(tmp_path_factory, place, bit):
+    path = tmp_path_factory.getbasetemp() / "turned.safetensors"
+    concept().save(path)
+    written = bytearray(path.read_bytes())
+    begin = 8 + struct.unpack("<Q", written[:8])[0]
+    written[begin + place % (len(written) - begin)] ^= 1 << bit
+    path.write_bytes(written)
+    with pytest.raises(ValueError, match="is not a whole concept vector: its digest is that of other numbers"):
+        ConceptVector.load(path)
+
+
+def test_a_file_without_a_digest_is_read_and_known_as_such(tmp_path):
+    path, whole = tmp_path / "v.safetensors", concept()
+    whole.save(path)
+    assert has_digest(path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()["repe"]
+    save_file(load_file(path), path, metadata={"repe": header})
+    assert not has_digest(path)
+    assert ConceptVector.load(path).digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [("norm", -1.0, "`norm` holds negative lengths"), ("sigma", -1.0, "`sigma` holds negative lengths"),
+     ("accuracy", 5.0, "`accuracy` holds numbers that are no shares"), ("accuracy", -0.1, "no shares"),
+     ("site", "blocks", r"site='blocks' does not exist: choose one of \['block'"), ("stack", "", "stack='' does not")],
+)  # fmt: skip
+def test_what_no_vector_can_have_is_refused(name, value, told):
+    with pytest.raises(ValueError, match=told):
+        concept(**{name: value if isinstance(value, str) else torch.full((len(BLOCKS),), value)})
 
 
 def test_a_file_without_our_header_is_refused(tmp_path):

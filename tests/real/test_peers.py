@@ -51,6 +51,8 @@ def test_a_direction_comes_back_for_every_block(handed_over, tmp_path, monkeypat
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER.format(folder=str(Path(peer.__file__).parent)))
     monkeypatch.setattr(peer, "WORKER", worker)
+    (tmp_path / "numpy.py").write_text("raise ImportError('the environment came before the packages')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Peer(sys.executable, "library", handed_over) as library:
         assert (library.release, library.missing) == ("library 1.0", "")
         library()

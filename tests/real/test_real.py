@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import repe
+from repe import real
 from repe.measuring import texts_of
 from repe.measuring.intervals import Estimate
 from repe.models.blocks import find_stack
@@ -73,6 +74,15 @@ def test_the_command_prints_the_parts_that_are_named_and_fresh_forgets_them(tmp_
     assert "doses: honesty" not in capsys.readouterr().err
     main([*asked, "--fresh"])
     assert "doses: honesty" in capsys.readouterr().err
+
+
+def test_a_part_that_is_left_out_is_an_error_where_it_was_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(peers, "PYTHON", tmp_path / "none")
+    monkeypatch.setattr(real, "PARTS", {"peers": peers.tables})
+    with pytest.raises(SystemExit, match=r"peers on testbed: left out.*`make \.venv-peers` sets them up"):
+        main(["peers", "--model", "testbed", "--folder", str(tmp_path)])
+    main(["--model", "testbed", "--folder", str(tmp_path)])
+    assert "left out" in capsys.readouterr().out
 
 
 def test_a_part_that_does_not_exist_is_refused_with_those_that_do(capsys):
