@@ -72,6 +72,60 @@ def test_one_chat_instead_of_a_list_is_refused(model, tokenizer, chat):
         repe.generate(model, tokenizer, chat)
 
 
+# encoder-decoders and encoders
+
+ASKED = ["a b", "what is rain?", "c"]
+WORDLESS = [*range(len(zoo.SPECIAL_TOKENS)), *range(len(zoo.tokenizer()), zoo.VOCABULARY)]
+WORDS = {"suppress_tokens": WORDLESS, "max_new_tokens": 6, "use_cache": False}
+
+
+def answered(model, tokenizer, text, begun):
+    """Token by token from the logits of the text alone."""
+    given, ids = tokenizer(text, return_tensors="pt"), [*begun]
+    for _ in range(WORDS["max_new_tokens"]):
+        logits = model(input_ids=given["input_ids"], decoder_input_ids=torch.tensor([ids])).logits[0, -1]
+        logits[WORDLESS] = -torch.inf
+        ids.append(int(logits.argmax()))
+    return tokenizer.decode(ids[len(begun) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", zoo.ENCODER_DECODERS)
+@pytest.mark.parametrize("begun", [[], [20, 31]], ids=["from nothing", "from a beginning"])
+@pytest.mark.parametrize("is_whole", [True, False], ids=["as it begins", "as it goes on"])
+def test_an_encoder_decoder_answers_every_text_as_if_it_were_alone(name, tokenizer, begun, is_whole):
+    """Whatever its decoder begins with is no part of the answer, nor is a token that comes before that."""
+    model = zoo.build(name)
+    start = [model.config.decoder_start_token_id]
+    expected = [answered(model, tokenizer, text, [*start, *begun]) for text in ASKED]
+    given = torch.tensor([[*start * is_whole, *begun]] * len(ASKED))
+    more = {"decoder_input_ids": given} if begun else {}
+    assert all(expected)
+    assert repe.generate(model, tokenizer, ASKED, **WORDS, **more) == expected
+    with repe.steer(model, plain_vector(model), 30.0, unit="raw"):
+        assert repe.generate(model, tokenizer, ASKED, **WORDS, **more) != expected
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_a_whole_output_and_several_answers_are_texts_too(name, tokenizer):
+    model, how = zoo.build(name), {"max_new_tokens": 4, "use_cache": False, "num_beams": 3}
+    plain = repe.generate(model, tokenizer, ASKED, **how)
+    assert repe.generate(model, tokenizer, ASKED, **how, return_dict_in_generate=True, output_scores=True) == plain
+    several = repe.generate(model, tokenizer, ASKED, **how, num_return_sequences=3)
+    assert several[::3] == plain
+
+
+@pytest.mark.parametrize("name", zoo.ENCODERS)
+def test_what_does_not_write_is_refused(name, tokenizer):
+    with pytest.raises(ValueError, match="does not write, as it is no language model that predicts the next token"):
+        repe.generate(zoo.build(name), tokenizer, ASKED)
+
+
+def test_tokens_are_no_texts(model, tokenizer):
+    for tokens in (tokenizer(ASKED, padding=True, return_tensors="pt"), torch.ones(1, 3, dtype=torch.long)):
+        with pytest.raises(TypeError, match="expected texts or chats, which are tokenised here, and got tokens"):
+            repe.generate(model, tokenizer, tokens)
+
+
 # piece by piece
 
 
