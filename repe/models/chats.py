@@ -59,7 +59,7 @@ def messages_of(chat: Chat) -> Messages:
     """
     if isinstance(chat, str | Mapping) or not isinstance(chat, Sequence):
         raise ValueError(f"got {chat!r:.60} for a chat: expected a list of messages")
-    messages = [_checked(message, number) for number, message in enumerate(chat)]
+    messages = [checked(message, f"message {number} of the chat") for number, message in enumerate(chat)]
     messages = [m for m in messages if m["role"] != "system" or m["content"].strip()]
     if messages and _goes_on(messages) and not messages[-1]["content"].strip():
         messages.pop()
@@ -203,9 +203,8 @@ def _system(chat: Messages) -> str:
 # Messages
 
 
-def _checked(message: Any, number: int) -> dict[str, str]:
-    """A copy of a message. Raises ValueError if it is none."""
-    where = f"message {number} of the chat"
+def checked(message: Any, where: str) -> dict[str, str]:
+    """A copy of a message. Raises ValueError, which begins with `where`, if it is none."""
     if not isinstance(message, Mapping):
         raise ValueError(f"{where} is {message!r:.60}: expected a mapping with a 'role' and a 'content'")
     if not isinstance(message.get("role"), str) or message["role"] not in ROLES:
