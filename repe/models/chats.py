@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from repe.models.ends import unended
+
 Chat = Sequence[Mapping[str, str]]
 Messages = list[dict[str, str]]
 
@@ -44,11 +46,23 @@ def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
     Raises:
         ValueError: this is no list of messages, or there are none, or the template refuses them.
     """
+    return encode_answers(tokenizer, chat, [""])[0]
+
+
+def encode_answers(tokenizer: Any, chat: Chat, answers: Sequence[str]) -> list[list[int]]:
+    """The token ids of a chat with each of several answers in place of the next, or of the rest of one that is begun.
+
+    Both are encoded together, but for what the template would put behind. Behind a transcript that waits for an answer
+    it stands after a space. Raises as `encode_chat` does.
+    """
     if _has_code(tokenizer):
-        return _encode_by_code(tokenizer, chat)
+        return [_encode_by_code(tokenizer, chat, answer) for answer in answers]
     if not getattr(tokenizer, "chat_template", None):
-        return list(tokenizer(transcript(tokenizer, chat))["input_ids"])
-    return list(tokenizer(render(tokenizer, chat), add_special_tokens=False)["input_ids"])
+        text, waits = transcript(tokenizer, chat), bool(cue(tokenizer, chat))
+        gaps = [" " * (waits and answer[:1].strip() != "") for answer in answers]
+        return [unended(tokenizer, text + gap + answer) for gap, answer in zip(gaps, answers, strict=True)]
+    text = render(tokenizer, chat)
+    return [list(tokenizer(text + answer, add_special_tokens=False)["input_ids"]) for answer in answers]
 
 
 def messages_of(chat: Chat) -> Messages:
@@ -153,9 +167,12 @@ def _has_code(tokenizer: Any) -> bool:
     return any(kind.__name__ in WITHOUT_TEMPLATE for kind in type(tokenizer).__mro__)
 
 
-def _encode_by_code(tokenizer: Any, chat: Chat) -> list[int]:
-    """The tokens of a chat by a tokenizer that has a method for it and no template."""
+def _encode_by_code(tokenizer: Any, chat: Chat, answer: str) -> list[int]:
+    """The tokens of a chat and an answer by a tokenizer that has a method for it and no template."""
     messages = messages_of(chat)
+    if answer:
+        begun = messages.pop()["content"] if _goes_on(messages) else ""
+        messages.append({"role": "assistant", "content": begun + answer})
     how = "continue_final_message" if _goes_on(messages) else "add_generation_prompt"
     try:
         return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **{how: True}))

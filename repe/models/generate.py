@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import StoppingCriteria
 
+from repe.models.ends import decoded_behind
 from repe.models.tokens import Text, encode, pad
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
@@ -31,13 +33,28 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
         >>> repe.generate(model, tokenizer, chats, max_new_tokens=8)
         ['potter.']
     """
+    _, written = _generated(model, tokenizer, texts, options)
+    return list(tokenizer.batch_decode(written, skip_special_tokens=True))
+
+
+@torch.no_grad()
+def continuations(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) -> list[str]:
+    """What `generate` gives, as it stands behind every text: with the space that some decoders take off the front."""
+    prompts, written = _generated(model, tokenizer, texts, options)
+    return [decoded_behind(tokenizer, *ids) for ids in zip(prompts, written.tolist(), strict=True)]
+
+
+def _generated(
+    model: Any, tokenizer: Any, texts: Sequence[Text], options: Mapping[str, Any]
+) -> tuple[list[list[int]], Tensor]:
+    """The token ids of texts, and those that the model writes after each, (texts, tokens)."""
     if isinstance(texts, Mapping) or (isinstance(texts, Sequence) and any(isinstance(t, Mapping) for t in texts)):
         raise ValueError("got one chat: put it in a list")
     if isinstance(texts, str) or not texts:
         raise ValueError(f"expected a list of at least one text, got {texts!r}")
-    batch = pad([encode(tokenizer, text) for text in texts], side="left", device=model.device)
-    written = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
-    return list(tokenizer.batch_decode(written, skip_special_tokens=True))
+    prompts = [encode(tokenizer, text) for text in texts]
+    batch = pad(prompts, side="left", device=model.device)
+    return prompts, model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
 
 
 class Halt(StoppingCriteria):

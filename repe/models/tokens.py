@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repe.models.chats import Chat, encode_chat
+from repe.models.chats import Chat, encode_answers, encode_chat
+from repe.models.ends import unended
 
 Text = str | Chat
 
@@ -31,6 +32,17 @@ def encode(tokenizer: Any, text: Text) -> list[int]:
     if len(ids) == 0:
         raise ValueError(f"the text {text!r} has no tokens: give a text of at least one token")
     return list(ids)
+
+
+def encode_behind(tokenizer: Any, text: Text, answers: Sequence[str]) -> list[list[int]]:
+    """The token ids of a text, or a chat, with each of several answers behind it: encoded together, and not ended.
+
+    Raises:
+        ValueError: the tokenizer's template refuses the chat.
+    """
+    if isinstance(text, str):
+        return [unended(tokenizer, text + answer) for answer in answers]
+    return encode_answers(tokenizer, text, answers)
 
 
 def pad(rows: Sequence[Sequence[int]], side: str = "right", device: Any = None) -> dict[str, Tensor]:
