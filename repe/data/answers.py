@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from repe.data.items import Item
-from repe.models.chats import cue
-from repe.models.tokens import Text, encode
+from repe.models.tokens import encode_behind
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,25 @@ class Answer:
 def answers_of(tokenizer: Any, items: Iterable[Item]) -> list[Answer]:
     """The options of all items, one after another, each behind its prompt.
 
-    An option's tokens follow the prompt's as they are. Behind a chat written as a plain transcript, for want of a
-    template, it stands after a space.
+    The tokens are those of the prompt and the option together, as a model reads a text. An item's options begin behind
+    the tokens that are the prompt's with every one of them: where an option changes the prompt's last token, as "able"
+    does that of "un", the token is the options'. Behind a chat written as a plain transcript, for want of a template,
+    an option stands after a space.
 
     Raises:
-        ValueError: an option has no tokens.
+        ValueError: an option has no tokens, or no token is the prompt's with every option.
     """
-    answers = []
-    for item in items:
-        prompt = encode(tokenizer, item.prompt)
-        options = [_option(tokenizer, option, item.prompt) for option in item.options]
-        answers += [Answer((*prompt, *option), len(prompt)) for option in options]
-    return answers
+    return [answer for item in items for answer in _options(tokenizer, item)]
 
 
-def _option(tokenizer: Any, option: str, prompt: Text) -> Sequence[int]:
-    before = "" if isinstance(prompt, str) else cue(tokenizer, prompt)
-    text = before + " " * (before != "" and option[:1].strip() != "") + option
-    known, ids = (tokenizer(t, add_special_tokens=False)["input_ids"] if t else [] for t in (before, text))
-    if len(ids) <= len(known):
-        raise ValueError(f"the option {option!r} has no tokens, so it has no probability")
-    return ids[len(known) :]
+def _options(tokenizer: Any, item: Item) -> list[Answer]:
+    prompt, *texts = encode_behind(tokenizer, item.prompt, ["", *item.options])
+    if prompt in texts:
+        raise ValueError(f"the option {item.options[texts.index(prompt)]!r} has no tokens, so it has no probability")
+    shared = len([*takewhile(lambda column: len({*column}) == 1, zip(prompt, *texts, strict=False))])
+    if not shared:
+        raise ValueError(
+            f"no token of the prompt {item.prompt!r:.80} stays as it is before the options {item.options!r:.80}: give "
+            "a longer prompt, or options that begin with a space"
+        )
+    return [Answer(tuple(text), shared) for text in texts]

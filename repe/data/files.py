@@ -165,10 +165,16 @@ def _parse(text: str, path: Path, line: int = 1) -> Any:
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=located)
+        value = json.loads(text, object_pairs_hook=located)
     except json.JSONDecodeError as error:
         at = f"line {line + error.lineno - 1}, column {error.colno}"
         raise ValueError(f"{path}, {at}: not JSON: {error.msg}") from error
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # no tokenizer reads one
+        half = error.object[error.start]
+        raise ValueError(f"{path}, line {line}: {half!r} is half of a character, without the other half") from error
+    return value
 
 
 def _lines_of_objects(text: str, line: int) -> Iterator[int]:

@@ -11,6 +11,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ModelWrapValidatorHandler, model_validator
@@ -28,6 +30,10 @@ class Item:
 
     `group` names what items share and must not be taken for independent: a fact, a request. `about` is whatever else
     its line says of it.
+
+    Raises:
+        ValueError: the prompt is neither a text nor a chat; or the options are no texts that differ; or `answer` is not
+            the number of one.
     """
 
     prompt: Text
@@ -35,6 +41,20 @@ class Item:
     answer: int = 0
     group: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            check_text(self.prompt, "the prompt")
+        if isinstance(self.options, str) or not all(isinstance(option, str) for option in self.options):
+            raise ValueError(f"`options` are texts in a row, such as (' yes', ' no'); got {self.options!r:.80}")
+        if not self.options or len(set(self.options)) < len(self.options):
+            raise ValueError(f"`options` are one or more, and all different; got {self.options!r:.80}")
+        if not _is_number_of(self.answer, self.options):
+            raise ValueError(
+                f"`answer` is the number of an option, from 0 to {len(self.options) - 1}; got {self.answer!r}"
+            )
+        object.__setattr__(self, "options", tuple(self.options))
+        object.__setattr__(self, "answer", int(self.answer))
 
 
 @dataclass(frozen=True)
@@ -164,19 +184,34 @@ class _RequestRow(Row):
 
 
 def _number(answer: Any, options: Sequence[str]) -> int:
-    """Which of the options an answer means. Raises ValueError if it means none, or more than one."""
+    """Which of the options an answer means. Raises ValueError if it means none, or may mean more than one."""
     if isinstance(answer, str):
-        names = [{str(i), chr(ord("A") + i), chr(ord("a") + i), option.strip()} for i, option in enumerate(options)]
-        meant = [number for number, said in enumerate(names) if answer.strip() in said]
-    else:  # of this very type: to Python, False and 0.0 are 0 as well
-        meant = [number for number in range(len(options)) if type(answer) is int and answer == number]
-    if len(meant) != 1:
-        means = f"any of the options {', '.join(map(str, meant))}" if meant else "none of the options"
+        letters = ascii_uppercase.ljust(len(options))
+        names = [{str(i), letters[i], letters[i].lower(), option.strip()} for i, option in enumerate(options)]
+        said = [number for number, of in enumerate(names) if answer.strip() in of]
+        meant = [number for number, of in enumerate(names) if any(_alike(answer, name) for name in of)]
+    else:
+        said = meant = [int(answer)] if _is_number_of(answer, options) else []
+    if not len(said) == len(meant) == 1:
+        means = f"any of the options {', '.join(map(str, meant))}" if said else "none of the options"
         raise ValueError(
             f"the answer {answer!r} means {means}: expected the number of one, from 0 to {len(options) - 1}, its "
             "letter from A on, or its own text"
         )
     return meant[0]
+
+
+def _alike(answer: str, name: str) -> bool:
+    """Whether an answer may be meant as a name: it is the same but for capitals, or as a number."""
+    try:
+        return float(answer) == float(name)
+    except ValueError:
+        return answer.strip().casefold() == name.casefold()
+
+
+def _is_number_of(answer: Any, options: Sequence[str]) -> bool:
+    """Whether this is the number of an option; to Python, False and 0.0 are 0 as well."""
+    return isinstance(answer, Integral) and not isinstance(answer, bool) and 0 <= int(answer) < len(options)
 
 
 def _read(path: str | os.PathLike[str], schema: type[Any], content: str) -> list[Any]:

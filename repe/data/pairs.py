@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from repe.models.chats import checked
 
 if TYPE_CHECKING:
     from repe.models.tokens import Text
@@ -149,15 +151,8 @@ def check_text(text: object, where: str) -> None:
     if isinstance(text, str):
         contents = [text]
     elif isinstance(text, Sequence):
-        contents = [_content(message, where) for message in text]
+        contents = [checked(message, f"{where}: message {number}")["content"] for number, message in enumerate(text)]
     else:
         raise ValueError(f"{where} must be a text or a list of messages, and is {text!r}")
     if not any(content.strip() for content in contents):
         raise ValueError(f"{where} is empty")
-
-
-def _content(message: object, where: str) -> str:
-    if not (isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
-        raise ValueError(f"{where}: a message has a 'role' and a 'content', both texts, and this one is {message!r}")
-    content: str = message["content"]
-    return content

@@ -26,7 +26,7 @@ from repe.measuring.record import Record, missing, name_of
 from repe.models.blocks import find_stack
 from repe.models.counts import check_counts
 from repe.models.finite import not_finite
-from repe.models.generate import generate
+from repe.models.generate import continuations
 from repe.models.logits import check_causal, divergence, log_probabilities
 from repe.models.tokens import Text, encode
 from repe.reading.capture import evaluating, recording
@@ -217,7 +217,7 @@ class TransformersScorer:
                     batch = places[start : start + self.batch_size]
                     if handle is not None:
                         handle.alpha = [alpha for _, alpha in batch]
-                    written = generate(self.model, self.tokenizer, [prompts[i] for i, _ in batch], **greedily)
+                    written = continuations(self.model, self.tokenizer, [prompts[i] for i, _ in batch], **greedily)
                     for (i, alpha), text in zip(batch, written, strict=True):
                         texts[i][alpha] = text
                     page.add([(names[i], [a], [texts[i][a]]) for i, a in batch])
@@ -344,7 +344,7 @@ def log_likelihoods(
 
     Args:
         model, tokenizer: neither is changed. Handles on the model are told where the prompts end, as scopes need.
-        items: prompts and options; an option's tokens follow the prompt's as they are.
+        items: prompts and options, which are encoded together: see `answers_of`.
         blocks_at, batch_tokens: as in `TransformersScorer`.
 
     Raises:

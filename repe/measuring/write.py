@@ -13,14 +13,14 @@ from typing import Any, Unpack
 import numpy as np
 from torch import Tensor, nn
 
-from repe.data.answers import answers_of
+from repe.data.answers import Answer, answers_of
 from repe.data.items import Item
 from repe.measuring.intervals import Array
 from repe.measuring.judges.judge import Judge, named
 from repe.measuring.record import Page
 from repe.measuring.scoring import TransformersScorer, strengths_of
 from repe.measuring.writings import MEASURES, Writings, check_names, judge_all
-from repe.models.tokens import Text
+from repe.models.tokens import Text, encode_behind
 from repe.steering.edit import EditOptions, spells_options
 from repe.steering.steer import Steered, edit_of
 
@@ -80,9 +80,10 @@ def write(
         model, tokenizer, blocks_at=blocks_at, batch_size=batch_size, resume=resume, progress=progress
     )
     texts = scorer.write(prompts, edit, strengths, max_new_tokens=max_new_tokens)
-    ids = [[tokenizer(text, add_special_tokens=False)["input_ids"] for text in row] for row in texts]
+    answers = [[_answer(tokenizer, *said) for said in zip(prompts, row, strict=True)] for row in texts]
+    ids = [[a.ids[a.begins :] for a in row] for row in answers]
     measured: Any = {name: np.array([[of(text) for text in row] for row in ids]) for name, of in MEASURES.items()}
-    measured["cross_entropy"] = _surprise(scorer, prompts, texts, measured["tokens"])
+    measured["cross_entropy"] = _surprise(scorer, answers)
     written = Writings(np.array(strengths), tuple(prompts), tuple(map(tuple, texts)), **measured)
     names = scorer.names_of(prompts, max_new_tokens)
     for name, each in judges.items():
@@ -96,15 +97,19 @@ def write(
     return written
 
 
-def _surprise(
-    scorer: TransformersScorer, prompts: Sequence[Text], texts: Sequence[Sequence[str]], tokens: Array
-) -> Array:
+def _answer(tokenizer: Any, prompt: Text, text: str) -> Answer:
+    """What was written after a prompt; of no tokens where the tokenizer leaves out all of it."""
+    before, together = encode_behind(tokenizer, prompt, ["", text])
+    if before == together:
+        return Answer(tuple(before), len(before))
+    return answers_of(tokenizer, [Item(prompt, (text,))])[0]
+
+
+def _surprise(scorer: TransformersScorer, answers: Sequence[Sequence[Answer]]) -> Array:
     """(alphas, prompts), how unlikely texts are without the edit, in nats a token; NaN for one of no tokens."""
-    places = [(int(row), int(i)) for row, i in np.argwhere(tokens > 0)]
-    found = np.full(tokens.shape, math.nan)
-    if places:
-        answers = answers_of(scorer.tokenizer, (Item(prompts[i], (texts[row][i],)) for row, i in places))
-        log_p = scorer.log_likelihoods(answers, None, [0.0]).log_p[0].tolist()
-        for place, answer, of_text in zip(places, answers, log_p, strict=True):
-            found[place] = -of_text / (len(answer.ids) - answer.begins)
+    found = np.full((len(answers), len(answers[0])), math.nan)
+    lengths = np.array([[len(answer.ids) - answer.begins for answer in row] for row in answers])
+    if lengths.any():
+        said = [answer for row in answers for answer in row if answer.begins < len(answer.ids)]
+        found[lengths > 0] = -scorer.log_likelihoods(said, None, [0.0]).log_p[0].numpy() / lengths[lengths > 0]
     return found

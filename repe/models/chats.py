@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from repe.models.ends import unended
+
 Chat = Sequence[Mapping[str, str]]
 Messages = list[dict[str, str]]
 
@@ -44,11 +46,23 @@ def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
     Raises:
         ValueError: this is no list of messages, or there are none, or the template refuses them.
     """
+    return encode_answers(tokenizer, chat, [""])[0]
+
+
+def encode_answers(tokenizer: Any, chat: Chat, answers: Sequence[str]) -> list[list[int]]:
+    """The token ids of a chat with each of several answers in place of the next, or of the rest of one that is begun.
+
+    Both are encoded together, but for what the template would put behind. Behind a transcript that waits for an answer
+    it stands after a space. Raises as `encode_chat` does.
+    """
     if _has_code(tokenizer):
-        return _encode_by_code(tokenizer, chat)
+        return [_encode_by_code(tokenizer, chat, answer) for answer in answers]
     if not getattr(tokenizer, "chat_template", None):
-        return list(tokenizer(transcript(tokenizer, chat))["input_ids"])
-    return list(tokenizer(render(tokenizer, chat), add_special_tokens=False)["input_ids"])
+        text, waits = transcript(tokenizer, chat), bool(cue(tokenizer, chat))
+        gaps = [" " * (waits and answer[:1].strip() != "") for answer in answers]
+        return [unended(tokenizer, text + gap + answer) for gap, answer in zip(gaps, answers, strict=True)]
+    text = render(tokenizer, chat)
+    return [list(tokenizer(text + answer, add_special_tokens=False)["input_ids"]) for answer in answers]
 
 
 def messages_of(chat: Chat) -> Messages:
@@ -59,7 +73,7 @@ def messages_of(chat: Chat) -> Messages:
     """
     if isinstance(chat, str | Mapping) or not isinstance(chat, Sequence):
         raise ValueError(f"got {chat!r:.60} for a chat: expected a list of messages")
-    messages = [_checked(message, number) for number, message in enumerate(chat)]
+    messages = [checked(message, f"message {number} of the chat") for number, message in enumerate(chat)]
     messages = [m for m in messages if m["role"] != "system" or m["content"].strip()]
     if messages and _goes_on(messages) and not messages[-1]["content"].strip():
         messages.pop()
@@ -153,9 +167,12 @@ def _has_code(tokenizer: Any) -> bool:
     return any(kind.__name__ in WITHOUT_TEMPLATE for kind in type(tokenizer).__mro__)
 
 
-def _encode_by_code(tokenizer: Any, chat: Chat) -> list[int]:
-    """The tokens of a chat by a tokenizer that has a method for it and no template."""
+def _encode_by_code(tokenizer: Any, chat: Chat, answer: str) -> list[int]:
+    """The tokens of a chat and an answer by a tokenizer that has a method for it and no template."""
     messages = messages_of(chat)
+    if answer:
+        begun = messages.pop()["content"] if _goes_on(messages) else ""
+        messages.append({"role": "assistant", "content": begun + answer})
     how = "continue_final_message" if _goes_on(messages) else "add_generation_prompt"
     try:
         return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **{how: True}))
@@ -203,9 +220,8 @@ def _system(chat: Messages) -> str:
 # Messages
 
 
-def _checked(message: Any, number: int) -> dict[str, str]:
-    """A copy of a message. Raises ValueError if it is none."""
-    where = f"message {number} of the chat"
+def checked(message: Any, where: str) -> dict[str, str]:
+    """A copy of a message. Raises ValueError, which begins with `where`, if it is none."""
     if not isinstance(message, Mapping):
         raise ValueError(f"{where} is {message!r:.60}: expected a mapping with a 'role' and a 'content'")
     if not isinstance(message.get("role"), str) or message["role"] not in ROLES:

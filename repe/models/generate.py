@@ -11,6 +11,7 @@ from transformers import StoppingCriteria
 
 from repe.models.blocks import device_of, is_encoder_decoder
 from repe.models.counts import check_counts
+from repe.models.ends import decoded_behind
 from repe.models.finite import FiniteLogits
 from repe.models.tokens import Text, encode, pad
 
@@ -39,6 +40,21 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
         >>> repe.generate(model, tokenizer, chats, max_new_tokens=8)
         ['potter.']
     """
+    _, written = _generated(model, tokenizer, texts, options)
+    return list(tokenizer.batch_decode(written, skip_special_tokens=True))
+
+
+@torch.no_grad()
+def continuations(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) -> list[str]:
+    """What `generate` gives, as it stands behind every text: with the space that some decoders take off the front."""
+    prompts, written = _generated(model, tokenizer, texts, options)
+    return [decoded_behind(tokenizer, *ids) for ids in zip(prompts, written.tolist(), strict=True)]
+
+
+def _generated(
+    model: Any, tokenizer: Any, texts: Sequence[Text], options: dict[str, Any]
+) -> tuple[list[list[int]], Tensor]:
+    """The token ids of texts, and those that the model writes after each, (texts, tokens)."""
     _check_texts(texts)
     if not callable(getattr(model, "generate", None)):
         raise ValueError(
@@ -46,14 +62,14 @@ def generate(model: Any, tokenizer: Any, texts: Sequence[Text], **options: Any) 
             "with AutoModelForCausalLM or AutoModelForSeq2SeqLM, or read texts with `repe.read`"
         )
     check_counts(max_new_tokens=options.get("max_new_tokens"))
-    answers = is_encoder_decoder(model)
-    batch = pad([encode(tokenizer, text) for text in texts], "right" if answers else "left", device_of(model))
+    answers, prompts = is_encoder_decoder(model), [encode(tokenizer, text) for text in texts]
+    batch = pad(prompts, "right" if answers else "left", device_of(model))
     with FiniteLogits(model) as watch:
-        options["logits_processor"] = [watch, *(options.get("logits_processor") or [])]
-        found = model.generate(**batch, **options)
+        watched = [watch, *(options.get("logits_processor") or [])]
+        found = model.generate(**batch, **{**options, "logits_processor": watched})
     written = getattr(found, "sequences", found)
     begun = _begun(written, options.get("decoder_input_ids")) if answers else batch["input_ids"].shape[1]
-    return list(tokenizer.batch_decode(written[:, begun:], skip_special_tokens=True))
+    return prompts, written[:, begun:]
 
 
 def _check_texts(texts: Any) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repe.models.chats import Chat, encode_chat
+from repe.models.chats import Chat, encode_answers, encode_chat
+from repe.models.ends import unended
 
 Text = str | Chat
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of the first bytes of a character
@@ -43,6 +44,17 @@ def check_tokenizer(tokenizer: Any) -> None:
     inner = hasattr(getattr(tokenizer, "tokenizer", None), "convert_ids_to_tokens")
     advice = "pass its own, `processor.tokenizer`" if inner else "is the order of the arguments right?"
     raise TypeError(f"expected a tokenizer of transformers, and got {type(tokenizer).__name__}: {advice}")
+
+
+def encode_behind(tokenizer: Any, text: Text, answers: Sequence[str]) -> list[list[int]]:
+    """The token ids of a text, or a chat, with each of several answers behind it: encoded together, and not ended.
+
+    Raises:
+        ValueError: the tokenizer's template refuses the chat.
+    """
+    if isinstance(text, str):
+        return [unended(tokenizer, text + answer) for answer in answers]
+    return encode_answers(tokenizer, text, answers)
 
 
 def pad(rows: Sequence[Sequence[int]], side: str = "right", device: Any = None) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 """Items and texts from files: each line is read as it can alone be meant, or refused by its number."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
 
 from repe.data.catalogue import find_task
@@ -9,6 +11,7 @@ from repe.data.items import Item, RequestPair, load_items, load_requests, load_t
 
 CHAT = [{"role": "user", "content": "count"}]
 BEHAVIOUR = {"text": "a", "aligned": "b", "misaligned": "c"}
+NO_NUMBERS = (-1, 2, 1.0, True, None, "B")
 SKILL = {"text": "a", "options": ["b", "c", "d"], "answer": 2}
 
 
@@ -50,11 +53,22 @@ def test_an_answer_is_a_number_a_letter_or_the_option_itself(tmp_path, answer, n
     assert answer_of(tmp_path, ["red", " blue", "green", "-1"], answer) == number
 
 
+DOUBTFUL = [
+    (["1", "2", "3"], "2"),
+    (["B", "A"], "A"),
+    (["x", " x"], "x"),
+    (["b", "c"], "B"),
+    (["yes", "Yes"], "yes"),
+    (["1.0", "2.0"], "1"),
+    (["01", "00"], "1"),
+]
+
+
 def test_what_an_answer_may_mean_counts_and_not_how_often_it_says_so(tmp_path):
     assert answer_of(tmp_path, ["A", "B"], "B") == 1
     assert answer_of(tmp_path, ["0", "1"], "1") == 1
     assert answer_of(tmp_path, ["1", "2", "3"], 2) == 2  # a number is no text
-    for options, answer in ((["1", "2", "3"], "2"), (["B", "A"], "A"), (["x", " x"], "x")):
+    for options, answer in DOUBTFUL:
         with pytest.raises(ValueError, match=rf"the answer '{answer}' means any of the options \d, \d: expected the"):
             answer_of(tmp_path, options, answer)
 
@@ -118,6 +132,51 @@ def test_a_file_with_a_bad_line_is_refused_by_its_number(tmp_path, line, message
 def test_a_bad_row_is_refused_by_its_number(tmp_path, header, row, message):
     with pytest.raises(ValueError, match=rf"x\.csv, line 2: .*{message}"):
         load_items(written(tmp_path / "x.csv", header, row))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "\\ud83d", "aligned": "b", "misaligned": "c"}', r"'\\ud83d' is half of a character"),
+        (BEHAVIOUR | {"aligned": "\udc00"}, r"'\\udc00' is half of a character"),
+        (
+            {"messages": [*CHAT, {"role": "bot", "content": "x"}], "aligned": "b", "misaligned": "c"},
+            "messages: message 1 has the role 'bot': expected one of system, user",
+        ),
+    ],
+)
+def test_what_no_tokenizer_and_no_template_reads_is_refused_by_its_number(tmp_path, line, message):
+    with pytest.raises(ValueError, match=rf"x\.jsonl, line 2: {message}"):
+        load_items(written(tmp_path / "x.jsonl", BEHAVIOUR, line))
+
+
+def test_the_order_of_columns_says_nothing(tmp_path):
+    cells = {"text": "a", "option_0": "x", "option_1": "y", "option_2": "z", "answer": "B"}
+    for names in itertools.permutations(cells):
+        path = written(tmp_path / "x.csv", ",".join(names), ",".join(cells[name] for name in names))
+        assert load_items(path) == [Item("a", ("x", "y", "z"), 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": None}, "the prompt must be a text or a list of messages, and is None"),
+        ({"prompt": ["count"]}, "the prompt: message 0 is 'count': expected a mapping"),
+        ({"options": "bc"}, r"`options` are texts in a row, .*; got 'bc'"),
+        ({"options": ("b", 1)}, r"`options` are texts in a row, .*; got \('b', 1\)"),
+        ({"options": ("b", "b")}, "all different; got"),
+        ({"options": ()}, "one or more, and all different"),
+        *[({"answer": answer}, "`answer` is the number of an option, from 0 to 1; got") for answer in NO_NUMBERS],
+    ],
+    ids=str,
+)
+def test_an_item_is_checked_wherever_it_comes_from(given, message):
+    with pytest.raises(ValueError, match=message):
+        Item(**{"prompt": "a", "options": ("b", "c")} | given)
+
+
+def test_the_options_of_an_item_may_be_any_row_and_its_answer_any_whole_number():
+    assert Item("a", ["b", "c"], np.int64(1)) == Item("a", ("b", "c"), 1)
 
 
 def test_texts_are_texts_and_chats(tmp_path):

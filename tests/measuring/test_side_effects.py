@@ -230,7 +230,7 @@ def test_by_default_the_requests_are_the_models_own_or_the_librarys(testbed, mod
 def test_no_text_is_written_twice(model, tokenizer, tmp_path, monkeypatch):
     how = {**SHORT, "unit": "raw", "resume": tmp_path / "record.jsonl"}
     first = side_effects(model, tokenizer, vector(), [1], **how)
-    monkeypatch.setattr(scoring, "generate", lambda *_, **__: pytest.fail("written again"))
+    monkeypatch.setattr(scoring, "continuations", lambda *_, **__: pytest.fail("written again"))
     assert side_effects(model, tokenizer, vector(), [1], **how) == first
 
 
@@ -278,7 +278,7 @@ def test_what_cannot_be_meant_is_refused(model, tokenizer, how, error, told):
 @pytest.mark.parametrize("fails_at", [1, 2])
 def test_an_exception_leaves_the_model_and_the_requests_as_they_were(model, tokenizer, monkeypatch, fails_at):
     before, weights, calls = hooks_of(model), [p.clone() for p in model.parameters()], []
-    plain, asked = scoring.generate, list(TEXTS)
+    plain, asked = scoring.continuations, list(TEXTS)
 
     def failing(*args, **options):
         calls.append(options)
@@ -286,7 +286,7 @@ def test_an_exception_leaves_the_model_and_the_requests_as_they_were(model, toke
             raise RuntimeError("out of memory")
         return plain(*args, **options)
 
-    monkeypatch.setattr(scoring, "generate", failing)
+    monkeypatch.setattr(scoring, "continuations", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         side_effects(model, tokenizer, vector(), [1], batch_size=4, unit="raw", **SHORT | {"requests": asked})
     assert hooks_of(model) == before

@@ -104,8 +104,6 @@ def test_strengths_that_are_no_row_of_finite_numbers_are_refused(
         ({"t": ITEMS, "u": []}, {}, ValueError, r"at least one task with items, got {'t': 4, 'u': 0}"),
         ({"t": [Item("a", ("b", ""))]}, {}, ValueError, "the option '' has no tokens"),
         ({"t": [*ITEMS, Item("a", ("b",))]}, {}, ValueError, r"items \[4\] of 't' have fewer than two options"),
-        ({"t": [Item("a", ()), *ITEMS]}, {}, ValueError, r"items \[0\] of 't' have fewer than two options"),
-        ({"t": [Item("a", ("b", "c"), 2)]}, {}, ValueError, r"items \[0\] of 't' have no right option"),
         (TASKS, {"scope": torch.ones(1, 3, dtype=torch.bool)}, ValueError, "a mask of one batch is no scope"),
         (TASKS, {"scope": [-5]}, IndexError, "position -5 lies before the start of a prompt of 3 tokens"),
         (TASKS, {"scope": "answers"}, ValueError, "scope='answers' is not known"),

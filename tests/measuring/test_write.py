@@ -32,13 +32,13 @@ def vector(model):
 @pytest.fixture
 def generated(monkeypatch):
     """How many texts were generated, call by call."""
-    counts, plain = [], scoring.generate
+    counts, plain = [], scoring.continuations
 
     def counting(model, tokenizer, texts, **options):
         counts.append(len(texts))
         return plain(model, tokenizer, texts, **options)
 
-    monkeypatch.setattr(scoring, "generate", counting)
+    monkeypatch.setattr(scoring, "continuations", counting)
     return counts
 
 
@@ -230,18 +230,18 @@ def test_a_judge_that_fails_is_told_of_which_text(model, tokenizer, vector):
 
 
 def test_a_call_that_was_broken_off_goes_on_from_there(model, tokenizer, vector, generated, monkeypatch, tmp_path):
-    path, counting = tmp_path / "new" / "writings.jsonl", scoring.generate
+    path, counting = tmp_path / "new" / "writings.jsonl", scoring.continuations
 
     def interrupted(*args, **options):
         if len(generated) == 2:
             raise KeyboardInterrupt
         return counting(*args, **options)
 
-    monkeypatch.setattr(scoring, "generate", interrupted)
+    monkeypatch.setattr(scoring, "continuations", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(model, tokenizer, vector, PROMPTS, ALPHAS, batch_size=2, resume=path, **SHORT)
     assert not repe.status(model)
-    monkeypatch.setattr(scoring, "generate", counting)
+    monkeypatch.setattr(scoring, "continuations", counting)
     with path.open("a") as file:
         file.write('{"alpha": 30.0, "prompt": 2, "te')
     got = write(model, tokenizer, vector, PROMPTS, ALPHAS, batch_size=2, resume=path, **SHORT)

@@ -8,7 +8,7 @@ import pytest
 from repe.data.answers import answers_of
 from repe.data.items import Item
 from repe.models import chats
-from repe.models.tokens import encode
+from repe.models.tokens import encode, encode_behind
 from tests import zoo
 from tests.chat_templates import ANSWER_OPENS_WITH, TEMPLATES, WITHOUT_SYSTEM
 
@@ -291,6 +291,10 @@ def test_a_tokenizer_with_code_for_chats_and_no_template_is_asked():
     for tokenizer in (MistralCommonBackend(), Derived()):
         assert encode(tokenizer, [SYSTEM, QUESTION]) == [2, *map(ord, "add_generation_prompt")]
         assert encode(tokenizer, [QUESTION, BEGUN]) == [2, *map(ord, "continue_final_message")]
+        assert (
+            encode_behind(tokenizer, [QUESTION, BEGUN], ["", " is."]) == [[2, *map(ord, "continue_final_message")]] * 2
+        )
+        assert encode_behind(tokenizer, [QUESTION], ["Yes"]) == [[2, *map(ord, "continue_final_message")]]
         with pytest.raises(ValueError, match="refuses a chat of the roles tool: Unexpected role tool"):
             encode(tokenizer, [{"role": "tool", "content": "3"}])
 

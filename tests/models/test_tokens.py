@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repe.models.tokens import encode, pad, positions_at, strings
-from tests import spellings, zoo
+from tests import subwords, zoo
 from tests.layouts import layouts
 
 CHAT = [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}]
@@ -92,24 +92,27 @@ HARD = [
 ]
 
 
+SPELLING = ["bytes", "fallback"]  # what spells every letter
+
+
 @pytest.mark.parametrize("text", HARD)
-@pytest.mark.parametrize("kind", spellings.KINDS)
-@pytest.mark.parametrize("begins", [True, False])
-def test_tokens_are_together_the_text_whose_tokens_they_are(kind, text, begins):
+@pytest.mark.parametrize("kind", subwords.KINDS)
+@pytest.mark.parametrize("added", subwords.ADDED)
+def test_tokens_are_together_the_text_whose_tokens_they_are(kind, text, added):
     """However its letters and spaces are spread over them; none is a part of a letter."""
-    tokenizer = spellings.spelling(kind, begins=begins)
+    tokenizer = subwords.subwords(kind, added)
     ids = encode(tokenizer, text)
     found = strings(tokenizer, ids)
     assert len(found) == len(ids)
-    assert "".join(found) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    assert "".join(found).count("\ufffd") == text.count("\ufffd") * (kind in ("byte_level", "legacy", "sentencepiece"))
-    assert not any("▁" in part or "##" in part for part in found)
+    assert "".join(found) == tokenizer.decode(ids)
+    assert "".join(found).count("\ufffd") == text.count("\ufffd") * (kind in SPELLING)
+    assert not any(subwords.SPACE in part or "##" in part for part in found)
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "legacy", "sentencepiece"])
+@pytest.mark.parametrize("kind", SPELLING)
 def test_a_token_stands_where_the_text_has_it(kind):
     """By the offsets that the tokenizer itself gives."""
-    tokenizer, text = spellings.spelling(kind, begins=False), "She said yes, 日本 and 🙂 he said no."
+    tokenizer, text = subwords.subwords(kind, "nothing"), "She said yes, 日本 and 🙂 he said no."
     found, end = strings(tokenizer, encode(tokenizer, text)), 0
     for part, (_, stop) in zip(found, tokenizer(text, return_offsets_mapping=True)["offset_mapping"], strict=True):
         end += len(part)
