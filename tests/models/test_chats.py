@@ -170,13 +170,87 @@ def test_system_messages_are_joined_in_front_where_one_alone_is_taken(template):
     assert chats.render(tokenizer_with(template), chat) == "<system>Be frank.\n\nBe brief.<user>Is it so?"
 
 
-def test_a_blank_system_message_is_left_out():
-    blank = {"role": "system", "content": " \n"}
-    assert rendered("capitals", blank, QUESTION) == rendered("capitals", QUESTION)
-    assert rendered("capitals", SYSTEM, QUESTION, blank) == rendered("capitals", SYSTEM, QUESTION)
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_a_blank_system_message_is_the_template_s_to_write_and_no_default_comes_back(content):
+    blank = {"role": "system", "content": content}
+    for family in sorted(set(TEMPLATES) - WITHOUT_SYSTEM):
+        tokenizer = tokenizer_of(family)
+        written = tokenizer.apply_chat_template([blank, QUESTION], tokenize=False, add_generation_prompt=True)
+        question = written[: written.index(QUESTION["content"])]
+        assert rendered(family, blank, QUESTION).startswith(question)
+    assert "You are helpful" not in rendered("qwen2.5", blank, QUESTION)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert chats.render(tokenizer_of("gemma-2"), [blank, QUESTION]) == rendered("gemma-2", QUESTION)
+        warnings.simplefilter("error")  # nothing is lost where there is no place for it
+        for family in sorted(WITHOUT_SYSTEM):
+            assert chats.render(tokenizer_of(family), [blank, QUESTION]) == rendered(family, QUESTION)
+
+
+# What a message holds besides its content
+
+
+def call(**arguments):
+    calls = [{"type": "function", "function": {"name": "look_up", "arguments": arguments}}]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def thought(text, content=""):
+    return {"role": "assistant", "content": content, "reasoning_content": text}
+
+
+RESULT = {"role": "tool", "content": "blue", "tool_call_id": "1"}
+EVERYTHING = (  # as Qwen 3 and its kin write it
+    "{% for m in messages %}<{{ m.role }}>{% if m.tools %}[{{ m.tools }}]{% endif %}"
+    "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments }}]{% endfor %}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+BACKWARDS = LOOP.replace("{% endfor %}", "{{ m.reasoning_content }}{% endfor %}")  # lost where the text is to go on
+
+
+@pytest.mark.parametrize("more", [
+    [call(of="sky")], [thought("It is.")], [call(of="sky") | {"content": "Well."}], [call(of="sky"), RESULT],
+    [thought("It is.", "Yes."), QUESTION], [call(of="sky"), RESULT, thought("Blue."), QUESTION],
+    [{**QUESTION, "name": "Ann"}], [{"role": "system", "content": "Be frank.", "tools": [{"name": "f"}]}, QUESTION],
+])  # fmt: skip
+def test_what_is_rendered_is_what_the_template_renders_of_exactly_these_messages(more):
+    tokenizer, chat = tokenizer_with(EVERYTHING), [QUESTION, *more]
+    opens = more[-1]["role"] != "assistant"
+    assert chats.render(tokenizer, chat) == tokenizer.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=opens
+    )
+
+
+def test_an_answer_that_is_begun_behind_thoughts_goes_on_behind_both():
+    text = chats.render(tokenizer_with(EVERYTHING), [QUESTION, thought("It is.", "Yes, it")])
+    assert text == "<user>Is it so?<end><assistant><think>It is.</think>Yes, it"
+
+
+@pytest.mark.parametrize("family", [*TEMPLATES, BACKWARDS, None])
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ([call(of="sky")], "tool_calls"),
+        ([call(of="sky"), RESULT], "tool_calls"),
+        ([thought("It is.")], "reasoning_content"),
+        ([thought("It is.", "Yes.")], "reasoning_content"),
+        ([{**QUESTION, "tools": [{"name": "f"}]}], "tools"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*has no chat template")
+def test_what_a_template_would_leave_out_is_refused_by_name(family, more, key):
+    tokenizer = tokenizer_with(TEMPLATES.get(family, family))
+    if family == BACKWARDS and more == [thought("It is.")]:
+        assert chats.render(tokenizer, [QUESTION, *more]).endswith("<assistant>It is.")
+        return
+    with pytest.raises(
+        ValueError, match=f"it leaves out '{key}' of message|would write .*'{key}'|roles must|the last message"
+    ):
+        encode(tokenizer, [*([QUESTION] if more[0]["role"] != "user" else []), *more])
+
+
+def test_no_option_stands_behind_an_answer_that_is_whole():
+    with pytest.raises(ValueError, match="no answer stands behind a chat that ends with one that is whole"):
+        options_of(tokenizer_with(EVERYTHING), [QUESTION, call(of="sky")], "Yes", "No")
 
 
 # Answers that are begun
