@@ -305,7 +305,7 @@ class TransformersScorer:
         """The model as it is measured, with a handle of the edit."""
         if edit is not None:
             check_for_many(edit.scope)
-        handle = None if edit is None else steer(self.model, edit, 0.0, blocks_at=self.blocks_at)
+        handle = None if edit is None else steer(self.model, edit, 0.0, blocks_at=self.blocks_at, only_here=True)
         if handle is not None:
             handle._is_weighed = True  # here strengths are not chosen: they are measured
         with handle or nullcontext(), evaluating(self.model), torch.inference_mode(False), torch.no_grad():

@@ -123,6 +123,7 @@ class Forward:
         starts_prompt: the cache is empty.
         may_hold_prompt: some of the tokens may belong to the prompt (of the main stream).
         ends_prompt: once it has run, all of the prompt was seen, as far as the call tells.
+        goes_on: it has no cache, and begins as the forward before it did, so that what was written since may be in it.
         unplaced: why nobody can tell where in the text the tokens stand; "" where it is known.
         cache: what holds the keys and values of earlier tokens.
         generation: the call of `generate` that it is part of.
@@ -143,6 +144,7 @@ class Forward:
     starts_prompt: bool = False
     may_hold_prompt: bool = True
     ends_prompt: bool = False
+    goes_on: bool = False
     unplaced: str = ""
     cache: Any = None
     generation: Generation | None = None
@@ -328,7 +330,7 @@ def _past(cache: Any, mask: Tensor | None, width: int, generation: Generation | 
     if cache is None:
         return 0
     if _knows_length(cache):
-        return cache.get_seq_length()
+        return _length_of(cache)
     if generation is not None:
         return generation.processed
     past = 0 if mask is None else mask.shape[1] - width
@@ -346,6 +348,15 @@ def _knows_length(cache: Any) -> bool:
     if layers is None:
         return hasattr(cache, "get_seq_length")
     return not layers or any(hasattr(layer, "get_seq_length") for layer in layers)
+
+
+def _length_of(cache: Any) -> Any:
+    """What a cache counts; where its first layer keeps a state and counts nothing, what another does."""
+    length = cache.get_seq_length()
+    if not isinstance(length, int) or length:
+        return length
+    counts = (layer.get_seq_length() for layer in getattr(cache, "layers", ()) if hasattr(layer, "get_seq_length"))
+    return max((count for count in counts if isinstance(count, int)), default=0)
 
 
 def _holds_state(cache: Any) -> bool:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from repe.models.blocks import Stack
 from repe.models.call import Forward, Generation, forward_of, generation_of
 
+CACHES = ("past_key_values", "cache_params")  # of outputs
 CHECKPOINTING = "_gradient_checkpointing_func"  # where transformers keeps a block's checkpointing function
 
 
@@ -110,6 +111,7 @@ class CallTracker:
         self.generations: dict[int, Generation] = {}
         self.forwards: dict[int, Forward] = {}
         self.told: dict[int, Forward] = {}
+        self.texts: dict[int, Tensor] = {}  # of the latest forward without a cache, by thread
         self.compiled_generation: Generation | None = None
         self.compiled_forward: Forward | None = None
         self.cached_under: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
@@ -131,10 +133,10 @@ class CallTracker:
 
     def version_in(self, cache: Any, serial: int) -> int | None:
         """Under which version of a handle a cache came to hold what it holds, if it did."""
-        return self.cached_under.get(cache, {}).get(serial) if _can_be_watched(cache) else None
+        return self.cached_under.get(cache, {}).get(serial) if can_be_watched(cache) else None
 
     def note_cached(self, cache: Any, serial: int, version: int) -> None:
-        if _can_be_watched(cache):
+        if can_be_watched(cache):
             self.cached_under.setdefault(cache, {}).setdefault(serial, version)
 
     @property
@@ -153,19 +155,31 @@ class CallTracker:
         ends = self.ends.get(thread, self.prompts)
         forward = self.told.get(thread) or forward_of(inputs, self.generations.get(thread), ends)
         forward.latest = self.latest
+        self._mind_loops(thread, forward, inputs.get("input_ids"))
         self.forwards[thread] = self.compiled_forward = forward
         for user in self.users:
             user.starting(forward)
+
+    def _mind_loops(self, thread: int, forward: Forward, ids: Tensor | None) -> None:
+        """Of a forward without a cache that goes on where the one before it ended, nobody can tell what is prompt."""
+        before = self.texts.pop(thread, None)
+        if ids is None or forward.cache is not None or forward.generation is not None:
+            return
+        self.texts[thread] = ids
+        if before is not None and len(before) == len(ids) and (width := before.shape[1]) < ids.shape[1]:
+            forward.goes_on = not forward.is_told and torch.equal(before, ids[:, :width].to(before))
 
     def end(self, output: Any) -> None:
         self.compiled_forward = None
         if torch.compiler.is_compiling():
             return
         forward = self.forwards.pop(threading.get_ident(), None)
-        cache = getattr(output, "past_key_values", None)
-        if forward is not None and cache is not None:
-            for user in self.users:
-                user.cached(forward, cache)
+        if forward is None:
+            return
+        for cache in (getattr(output, name, None) for name in CACHES):
+            if cache is not None:
+                for user in self.users:
+                    user.cached(forward, cache)
 
     def remove(self) -> None:
         for step in self.undo:
@@ -319,7 +333,7 @@ def is_running(module: nn.Module) -> bool:
     return False
 
 
-def _can_be_watched(cache: Any) -> bool:
+def can_be_watched(cache: Any) -> bool:
     """Whether a cache can be referred to without being kept alive, as tuples cannot."""
     try:
         ref(cache)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from threading import get_ident
 from typing import Any
@@ -22,7 +22,7 @@ from repe import ops
 from repe.display import table
 from repe.models.blocks import Stack, device_of, hidden_of, with_hidden
 from repe.models.call import Forward
-from repe.models.tracking import Attachment, Hook, is_running, trackers_of
+from repe.models.tracking import Attachment, Hook, can_be_watched, is_running, trackers_of
 from repe.ops.plus import plus
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Edit
@@ -95,6 +95,8 @@ class Steering:
         self._latch: Latch | None = None
         self._serial = UNATTACHED  # tells this handle from all others of its model, past ones too
         self._version = 0  # counts the changes of alpha and of the vector
+        self._made_in = get_ident()
+        self._thread: int | None = None  # in which alone it acts
         self._touched: bool | Tensor = False  # whether any token was ever in scope: known, or still on the device
         self._attachment: Attachment | None = None
         self._precision = Precision()
@@ -290,22 +292,38 @@ class Steering:
     def starting(self, forward: Forward) -> None:
         """A forward begins."""
         one_alpha = self._least > 0 and self._has_one_alpha and self._latch is None
-        if one_alpha and is_uniform(self.scope, forward) and not self.came_after(forward):
+        if self.leaves(forward):
+            return
+        if one_alpha and is_uniform(self.scope, forward):
             forward.uniform[self._serial] = self._version
-        if self._attachment is not None and forward.cache is not None and not forward.starts_prompt:
-            steered_under = self._attachment.tracker.version_in(forward.cache, self._serial)
-            if steered_under not in (None, self._version) and not self._warned_of_cache:
-                self._warned_of_cache = True
-                warnings.warn(
-                    "alpha or the vector was changed while a cache holds keys and values of steered tokens; what is "
-                    "cached stays as it was. Start from an empty cache to steer the whole text alike",
-                    UserWarning,
-                    stacklevel=2,
-                )
+        if not self._warned_of_cache and (why := self._why_cache_differs(forward)):
+            self._warned_of_cache = True
+            warnings.warn(
+                f"{why}; what is cached stays as it was. Start from an empty cache to steer the whole text alike",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _why_cache_differs(self, forward: Forward) -> str:
+        """Why keys and values of earlier tokens are not what this handle would make of them; "" where they are."""
+        holds_text = forward.cache is not None and not forward.starts_prompt and can_be_watched(forward.cache)
+        if self._attachment is None or not holds_text or (forward.generation and forward.generation.virtual):
+            return ""
+        version = self._attachment.tracker.version_in(forward.cache, self._serial)
+        meant = self.scope if isinstance(self.scope, str) else ""
+        if version is None and self._largest > 0 and meant in ("all", "prompt"):
+            is_known = meant == "all" or forward.prompt_length is not None
+            name = self._edit.name
+            return (
+                f"a cache holds keys and values that were not steered along {name!r} by this handle" if is_known else ""
+            )
+        if version not in (None, self._version):
+            return "alpha or the vector was changed while a cache holds keys and values of steered tokens"
+        return ""
 
     def cached(self, forward: Forward, cache: Any) -> None:
         """A forward left its keys and values in `cache`."""
-        if self._attachment is not None and self._largest > 0:
+        if self._attachment is not None and self._largest > 0 and not self.leaves(forward):
             self._attachment.tracker.note_cached(cache, self._serial, self._version)
 
     def generated(self) -> None:
@@ -324,9 +342,11 @@ class Steering:
     def _has_one_alpha(self) -> bool:
         return self._alphas.numel() == 1
 
-    def came_after(self, forward: Forward) -> bool:
-        """Whether it was attached while the forward was under way, which is then left as it is."""
-        return not torch.compiler.is_compiling() and forward.latest < self._serial
+    def leaves(self, forward: Forward) -> bool:
+        """Whether a forward is left as it is: the handle came while it was under way, or acts in another thread."""
+        if torch.compiler.is_compiling():
+            return False
+        return forward.latest < self._serial or self._thread not in (None, get_ident())
 
     def forward_under_way(self) -> Forward | None:
         return None if self._attachment is None else self._attachment.tracker.forward
@@ -404,6 +424,12 @@ class Steering:
 
 
 def _checked(alpha: Alpha) -> Tensor:
+    parts = alpha if isinstance(alpha, Sequence) else [alpha]
+    if any(getattr(part, "requires_grad", False) for part in parts):
+        raise ValueError(
+            "alpha requires a gradient, and would get none, as a handle holds plain numbers: pass alpha.detach(), or "
+            "learn a strength in a hook of your own that adds alpha * vector.write"
+        )
     try:
         new = torch.as_tensor(alpha, dtype=torch.float32).detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -455,7 +481,7 @@ class EditHook(Hook):
                 f"{self.steering!r}: {type(module).__name__} was run outside of the forward of its stack, and nobody "
                 "can tell which tokens it holds. Run the whole model, or steer another site"
             )
-        if self.steering.came_after(forward):
+        if self.steering.leaves(forward):
             return None
         return with_hidden(output, self.steering.edited(hidden_of(output), self.block, forward))
 
@@ -468,5 +494,5 @@ class GateHook(Hook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         forward = self.steering.forward_under_way()
-        if forward is not None and not self.steering.came_after(forward):
+        if forward is not None and not self.steering.leaves(forward):
             self.latch.read(hidden_of(output), forward)

@@ -187,11 +187,12 @@ def _mask(scope: Scope, forward: Forward) -> Tensor | None:
             "scope='all'"
         )
     if needs_prompt_length(scope):
-        length = forward.prompt_length
+        length = None if forward.goes_on else forward.prompt_length
         if length is None:
+            what = "one that goes on from the forward before it" if forward.goes_on else "a forward on a filled cache"
             raise ValueError(
-                f"scope={named(scope)} needs to know where the prompt ends, and a forward on a filled cache does not "
-                "tell: use `generate`, or set prompt_length, or choose scope='all'"
+                f"scope={named(scope)} needs to know where the prompt ends, and {what} does not tell: use `generate`, "
+                "or set prompt_length, or choose scope='all'"
             )
         check_rows(length, forward)
         if forward.starts_prompt and isinstance(scope, tuple):

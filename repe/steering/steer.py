@@ -5,6 +5,8 @@ Names become vectors here and nowhere deeper.
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -16,7 +18,7 @@ from repe.reading.store import resolve, warn_if_foreign
 from repe.reading.vector import ConceptVector
 from repe.steering.edit import Concepts, Edit, EditOptions, spells_options
 from repe.steering.gate import Gate
-from repe.steering.handle import Steering
+from repe.steering.handle import Steering, status
 from repe.steering.scope import Alpha
 
 Steered = str | Sequence[str | ConceptVector] | Concepts | Edit
@@ -33,6 +35,7 @@ def steer(
     blocks_at: str | None = None,
     prompt_length: int | Tensor | None = None,
     impl: str = "auto",
+    only_here: bool = False,
     **options: Unpack[EditOptions],
 ) -> Steering:
     """Steer a model along a concept, from now until the handle is removed or its `with` block ends.
@@ -47,6 +50,9 @@ def steer(
         blocks_at: the dotted path of the list of blocks, where it cannot be found.
         prompt_length: the prompts' tokens, padding left out, for forwards outside `generate` on a filled cache.
         impl: the implementation of the formula: see `repe.ops.pick`.
+        only_here: act on the forwards of this thread alone, where several use the model at once; code that was compiled
+            is edited in all. Without it a handle acts on whatever the model is used for, as in the thread that
+            `generate` runs in while a streamer is read.
         edit: the kind of edit, one of `repe.steering.KINDS`.
         blocks: "auto" (those that the vector recommends; of several that are added, each at its own), "all", a number,
             or several.
@@ -68,6 +74,7 @@ def steer(
         stack: "decoder" or "encoder"; the vector's own by default.
 
     Warns:
+        UserWarning: the same is attached already, as when a cell of a notebook is run again: strengths add up.
         NotWrittenWarning: with scope "all", the concept's behaviour items move no further than along random directions.
         StrengthWarning: the strength is expected to cost less than 0.0005 nats a token, or more than 0.5.
 
@@ -76,6 +83,7 @@ def steer(
 
     Raises:
         ValueError, TypeError, IndexError: an argument cannot be meant; the model stays as it was.
+        RuntimeError: another thread steers the model, and each would act in both: pass `only_here`.
 
     Example:
         >>> question = [{"role": "user", "content": "Name the trade of Abrin Tolva."}]
@@ -93,10 +101,34 @@ def steer(
     for vector in (*edit.vectors, *([edit.gate.vector] if isinstance(edit.gate, Gate) else [])):
         warn_if_foreign(model, vector)
     handle.prompt_length, handle.alpha = prompt_length, alpha
+    handle._thread = threading.get_ident() if only_here else None
+    _mind_others(handle, status(model))
     handle._weigh_from_now_on()
     runs_before_generation = edit.stack == "encoder" and is_encoder_decoder(model)
     handle._attach(watch_generate=not runs_before_generation)
     return handle
+
+
+def _mind_others(handle: Steering, others: Sequence[Steering]) -> None:
+    """Warns where the same is attached already. Raises RuntimeError where a handle of another thread would act in this
+    one too, and this one in the other."""
+    running = {thread.ident: thread.name for thread in threading.enumerate()}
+    for other in others:
+        is_elsewhere = other._made_in != handle._made_in and other._made_in in running
+        if is_elsewhere and other._thread is None and handle._thread is None:
+            raise RuntimeError(
+                f"the thread {running[other._made_in]!r} attached {other!r} and goes on, and each would act in both: "
+                "pass only_here=True in every thread, or end the other first"
+            )
+    same = sum(other.edit == handle.edit and other._thread == handle._thread for other in others)
+    if same:
+        warnings.warn(
+            f"{same} handle{'s' * (same > 1)} like {handle!r} act{'s' * (same == 1)} on this model already, and their "
+            "strengths add up: end them first (`repe.detach(model)` ends all that `repe.status(model)` lists), or set "
+            "`handle.alpha`",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def edit_of(

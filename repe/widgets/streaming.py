@@ -169,7 +169,7 @@ class SideBySide:
         with ExitStack() as handles:
             for vector, alpha in zip(self.vectors, job.alphas, strict=True):
                 if alpha:
-                    handles.enter_context(steer(self.model, vector, [0.0, alpha, 0.0], **job.options))
+                    handles.enter_context(steer(self.model, vector, [0.0, alpha, 0.0], only_here=True, **job.options))
             yield
 
     @contextmanager

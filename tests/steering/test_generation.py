@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import peft
@@ -300,6 +301,11 @@ def test_guidance_steers_its_second_stream_alike(scope: str, negative: list[int]
 # conversations
 
 
+def told_of_the_cache(scope: str) -> Any:
+    """What was cached before a handle came stays as it was, which is said where it would have been edited."""
+    return pytest.warns(UserWarning, match="not steered along") if scope in ("all", "prompt") else nullcontext()
+
+
 @pytest.mark.parametrize("given", ["all ids", "all ids and a mask", "new ids and a mask"])
 @every_scope
 def test_a_second_turn_goes_on_from_its_cache(scope: str, given: str) -> None:
@@ -312,7 +318,7 @@ def test_a_second_turn_goes_on_from_its_cache(scope: str, given: str) -> None:
     mask = {} if given == "all ids" else {"attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
     if not any(chosen(position, len(prompt)) for position in range(cached, len(prompt) + N_NEW)):
         pytest.skip("the scope lies in the first turn")
-    with steer(model, named):
+    with steer(model, named), told_of_the_cache(scope):
         output = generate(model, input_ids=ids, past_key_values=first.past_key_values, **mask)
     check(model, output, [prompt], lambda position, length: position >= cached and chosen(position, length), [ALPHA])
 
@@ -326,7 +332,7 @@ def test_a_second_turn_of_a_ragged_batch(scope: str, masked: bool) -> None:
     new = torch.tensor([[40, 41, 42]] * len(PROMPTS))
     ids = torch.cat([first.sequences, new], dim=1)
     mask = torch.cat([batch["attention_mask"], torch.ones(len(PROMPTS), N_NEW + 3, dtype=torch.long)], dim=1)
-    with steer(model, named):
+    with steer(model, named), told_of_the_cache(scope):
         told = {"attention_mask": mask} if masked else {}
         output = generate(model, input_ids=ids, past_key_values=first.past_key_values, **told)
     for row, prompt in enumerate(oracles.rows_of({"input_ids": ids, "attention_mask": mask})):
@@ -524,6 +530,26 @@ class _Refused:
         with warnings.catch_warnings(action="ignore"):
             self.handle.remove()
         return bool(self.raises.__exit__(*error))
+
+
+@pytest.mark.parametrize("scope", ["prompt", "generated", "answer", [-1], slice(-2, None)], ids=str)
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_a_loop_without_a_cache_does_not_tell_where_the_prompt_ends(scope: Any, name: str) -> None:
+    """The second forward holds what was written since, unless somebody says where; another text is another prompt."""
+    model, batch = zoo.build(name), padded(PROMPTS[:2])
+    longer = {n: torch.cat([t, torch.ones(2, 1, dtype=torch.long)], dim=1) for n, t in batch.items()}
+    other = {**longer, "input_ids": longer["input_ids"].flip(1)}
+    with refused(model, scope, ValueError, "one that goes on from the forward before it does not tell"):
+        bare(model, batch)
+        bare(model, longer)
+    with steer(model, scope) as handle:
+        for given in (batch, other, batch, batch):
+            bare(model, given)
+        handle.prompt_length = batch["attention_mask"].sum(1)
+        bare(model, longer)
+    with steer(model, "all"):
+        for given in (batch, longer):
+            bare(model, given)
 
 
 @pytest.mark.parametrize("scope", ["prompt", "generated", "answer", [-1], slice(-2, None)], ids=str)

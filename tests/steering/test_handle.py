@@ -440,7 +440,8 @@ def test_caches_that_cannot_be_watched(vector: ConceptVector) -> None:
 
 
 def test_a_new_handle_is_not_taken_for_one_that_is_gone(model: Any, vector: ConceptVector) -> None:
-    with repe.steer(model, oracles.vector(seed=1), 0.0):
+    """Of a cache that another had steered, it says that it is not its own, and nothing of changes."""
+    with repe.steer(model, oracles.vector(seed=1), 0.0), warnings.catch_warnings(record=True, action="always") as said:
         logits(model, zoo.inputs("llama"))
         serials, past = [], []
         for i in range(10):
@@ -456,6 +457,83 @@ def test_a_new_handle_is_not_taken_for_one_that_is_gone(model: Any, vector: Conc
             del handle
             gc.collect()
     assert len(set(serials)) == len(serials)
+    assert len(said) == 9
+    assert all("not steered along" in str(each.message) for each in said)
+
+
+@pytest.mark.parametrize("make", [torch.nn.Parameter, lambda t: [t.requires_grad_()], lambda t: t.requires_grad_() * 2])
+def test_a_strength_that_is_learnt_is_refused(model: Any, vector: ConceptVector, make: Any) -> None:
+    alpha = make(torch.tensor(0.5))
+    with pytest.raises(ValueError, match="alpha requires a gradient, and would get none"):
+        repe.steer(model, vector, alpha)
+    assert bare(model)
+    with repe.steer(model, vector, 0.5) as handle:
+        logits(model, zoo.inputs("llama"))
+        with pytest.raises(ValueError, match=r"alpha\.detach"):
+            handle.alpha = alpha
+
+
+def test_the_same_handle_attached_again_is_said_to_add_up(model: Any, vector: ConceptVector) -> None:
+    first = repe.steer(model, vector, 0.5)
+    with pytest.warns(UserWarning, match=r"1 handle like Steering\('concept 0', .* acts on .* add up: .*repe.detach"):
+        second = repe.steer(model, vector, 1.0)
+    with pytest.warns(UserWarning, match="2 handles like .* act on"):
+        third = repe.steer(model, vector, 0.25)
+    with repe.steer(model, vector, 0.5, scope="prompt"), repe.steer(model, oracles.vector(1), 0.5):
+        logits(model, zoo.inputs("llama"))
+    for handle in (first, second, third):
+        handle.remove()
+
+
+def in_thread(run: Any) -> Any:
+    """What a call returns or raises in a thread of its own, which has ended."""
+    found: list[Any] = []
+
+    def work() -> None:
+        try:
+            found.append(run())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("scope", ["all", "prompt"])
+def test_a_handle_of_one_thread_acts_in_no_other(model: Any, batch: dict, vector: ConceptVector, scope: str) -> None:
+    plain = logits(model, batch)
+    with repe.steer(model, vector, 1.0, scope=scope):
+        forth = logits(model, batch)
+    with repe.steer(model, vector, -1.0, scope=scope):
+        back = logits(model, batch)
+
+    def steered_back() -> Tensor:
+        with repe.steer(model, vector, -1.0, scope=scope, only_here=True):
+            return logits(model, batch)
+
+    with repe.steer(model, vector, 1.0, scope=scope, only_here=True):
+        assert torch.equal(in_thread(lambda: logits(model, batch)), plain)
+        assert torch.equal(in_thread(steered_back), back)
+        assert torch.equal(logits(model, batch), forth)
+
+
+def test_two_threads_that_would_steer_each_other_are_refused(model: Any, batch: dict, vector: ConceptVector) -> None:
+    def steered(**how: Any) -> Tensor:
+        with repe.steer(model, oracles.vector(1), 1.0, **how):
+            return logits(model, batch)
+
+    with repe.steer(model, vector, 1.0):
+        assert torch.equal(in_thread(lambda: logits(model, batch)), logits(model, batch))
+        error = in_thread(steered)
+        assert isinstance(error, RuntimeError)
+        assert "the thread 'MainThread' attached Steering('concept 0'" in str(error)
+        assert "pass only_here=True" in str(error)
+        assert isinstance(in_thread(partial(steered, only_here=True)), Tensor)
+    left = in_thread(lambda: repe.steer(model, vector, 1.0))
+    steered()  # that thread has ended, and its handle is anybody's
+    left.remove()
 
 
 @pytest.mark.parametrize("how", ["not run", "out of scope"])

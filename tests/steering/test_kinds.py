@@ -32,7 +32,7 @@ def concept(seed: int = 0, oblique: bool = True, **changes) -> ConceptVector:
         "scale": scale,
         "sigma": sigma,
         "norm": 9 * norm,
-        "accuracy": accuracy,
+        "accuracy": accuracy.clamp(max=1),
         "separation": separation,
         "dose": scale,
     }
