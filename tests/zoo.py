@@ -203,6 +203,16 @@ def _widen(model: nn.Module) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
+def minimax(layers: Sequence[str]) -> PreTrainedModel:
+    """A hybrid whose layers keep keys and values, or a state that no cache counts."""
+    sizes = {"num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 4, "layer_types": list(layers)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _causal("MiniMax", **_LLAMA_WITH_HEAD_DIM, **sizes)().float().eval()
+        _widen(model)
+    return model
+
+
 def inputs(name: str, lengths: Sequence[int] = (5, 3, 7), side: str = "left") -> dict[str, Tensor]:
     """Random tokens of ragged lengths, padded on `side`: input_ids and attention_mask, both (rows, longest).
 

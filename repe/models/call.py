@@ -20,6 +20,7 @@ from repe.models.tokens import Columns, positions_at
 
 PACKED = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seq_lens", "seq_idx", "block_table", "read_index", "write_index")
 GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+UNCOUNTED = "the cache holds a state and does not count its tokens: pass the attention_mask of all tokens so far"
 HIDDEN = -1000.0  # what is added to attention where nothing may be seen is far below, -inf or the dtype's least
 
 
@@ -225,12 +226,11 @@ def forward_of(inputs: Mapping[str, Any], generation: Generation | None, told: T
     slots = torch.arange(width, device=tokens.device)
     _refuse_packed(inputs, given, cache, slots)
     if past is None:
-        unplaced = "the cache holds a state and does not count its tokens: pass the attention_mask of all tokens so far"
         valid = _own(given, slots) if mask is None else mask
         return _told(
             Forward(
                 rows=rows, tokens=width, texts=rows, slots=slots, positions=slots[None], valid=valid,
-                unplaced=unplaced, cache=cache, generation=generation,
+                unplaced=UNCOUNTED, cache=cache, generation=generation,
             ),
             told,
         )  # fmt: skip
@@ -292,8 +292,7 @@ def _within(generation: Generation, rows: int, slots: Tensor, given: Any, past: 
         columns, width = generation.columns(rows, slots.device), generation.width
         if generation.guided:
             generation.end = past + tokens
-        if not _knows_length(cache):
-            generation.processed += tokens
+        generation.processed += tokens
         before = generation.advance(past, tokens, is_first)
     else:
         width = past + tokens - (generation.end - generation.width)
@@ -329,8 +328,10 @@ def _past(cache: Any, mask: Tensor | None, width: int, generation: Generation | 
     """How many slots stand before this forward's first: an int, a live tensor with a static cache, None if unknown."""
     if cache is None:
         return 0
-    if _knows_length(cache):
-        return _length_of(cache)
+    if knows_length(cache):
+        length = length_of(cache)
+        is_its_own = generation is not None and (generation.cache is None or generation.cache is cache)
+        return generation.processed if generation is not None and is_its_own and is_none(length) else length
     if generation is not None:
         return generation.processed
     past = 0 if mask is None else mask.shape[1] - width
@@ -342,7 +343,7 @@ def _is_zero(past: Any) -> bool:
     return past == 0 if isinstance(past, int) else not torch.compiler.is_compiling() and bool(past == 0)
 
 
-def _knows_length(cache: Any) -> bool:
+def knows_length(cache: Any) -> bool:
     """Whether a cache counts its tokens; that of a state-space model does not."""
     layers = getattr(cache, "layers", None)
     if layers is None:
@@ -350,10 +351,15 @@ def _knows_length(cache: Any) -> bool:
     return not layers or any(hasattr(layer, "get_seq_length") for layer in layers)
 
 
-def _length_of(cache: Any) -> Any:
+def is_none(length: Any) -> bool:
+    """Whether a cache counts nothing, as far as is known without asking the device."""
+    return isinstance(length, int) and length == 0
+
+
+def length_of(cache: Any) -> Any:
     """What a cache counts; where its first layer keeps a state and counts nothing, what another does."""
     length = cache.get_seq_length()
-    if not isinstance(length, int) or length:
+    if not is_none(length):
         return length
     counts = (layer.get_seq_length() for layer in getattr(cache, "layers", ()) if hasattr(layer, "get_seq_length"))
     return max((count for count in counts if isinstance(count, int)), default=0)

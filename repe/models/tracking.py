@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
 
 from repe.models.blocks import Stack
-from repe.models.call import Forward, Generation, forward_of, generation_of
+from repe.models.call import UNCOUNTED, Forward, Generation, forward_of, generation_of, is_none, knows_length, length_of
 
 CACHES = ("past_key_values", "cache_params")  # of outputs
 CHECKPOINTING = "_gradient_checkpointing_func"  # where transformers keeps a block's checkpointing function
@@ -115,6 +115,7 @@ class CallTracker:
         self.compiled_generation: Generation | None = None
         self.compiled_forward: Forward | None = None
         self.cached_under: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
+        self.uncounted: WeakSet[Any] = WeakSet()  # caches that hold tokens and do not say so
         self.undo: list[Callable[[], None]] = []
         self.prompts: Tensor | None = None  # where they end, as users were told
         self.ends: dict[int, Tensor] = {}  # where they end in a thread, whatever users were told
@@ -156,9 +157,14 @@ class CallTracker:
         forward = self.told.get(thread) or forward_of(inputs, self.generations.get(thread), ends)
         forward.latest = self.latest
         self._mind_loops(thread, forward, inputs.get("input_ids"))
+        if forward.starts_prompt and forward.generation is None and self._is_uncounted(forward.cache):
+            forward.unplaced = UNCOUNTED
         self.forwards[thread] = self.compiled_forward = forward
         for user in self.users:
             user.starting(forward)
+
+    def _is_uncounted(self, cache: Any) -> bool:
+        return cache is not None and can_be_watched(cache) and cache in self.uncounted
 
     def _mind_loops(self, thread: int, forward: Forward, ids: Tensor | None) -> None:
         """Of a forward without a cache that goes on where the one before it ended, nobody can tell what is prompt."""
@@ -177,9 +183,12 @@ class CallTracker:
         if forward is None:
             return
         for cache in (getattr(output, name, None) for name in CACHES):
-            if cache is not None:
-                for user in self.users:
-                    user.cached(forward, cache)
+            if cache is None:
+                continue
+            if can_be_watched(cache) and knows_length(cache) and is_none(length_of(cache)):
+                self.uncounted.add(cache)
+            for user in self.users:
+                user.cached(forward, cache)
 
     def remove(self) -> None:
         for step in self.undo:

@@ -560,6 +560,38 @@ def test_a_filled_cache_does_not_tell_where_the_prompt_ends(scope: Any) -> None:
         bare(model, {"input_ids": torch.tensor([[9]])}, past_key_values=first.past_key_values)
 
 
+LINEAR, FULL = "linear_attention", "full_attention"
+
+
+@pytest.mark.parametrize("layers", [[LINEAR, FULL], [LINEAR, LINEAR, FULL, LINEAR], [FULL, LINEAR], [LINEAR]], ids=str)
+@every_scope
+def test_a_cache_whose_first_layer_counts_nothing(scope: str, layers: list[str]) -> None:
+    """Nor does any, in a model of states alone: the generation knows what it has processed."""
+    model, (named, chosen) = zoo.minimax(layers * (zoo.N_BLOCKS // len(layers))), SCOPES[scope]
+    prompt = PROMPTS[2]
+    with steer(model, named):
+        output = generate(model, input_ids=torch.tensor([prompt]))
+    check(model, output, [prompt], chosen, [ALPHA])
+
+
+@pytest.mark.parametrize("scope", ["prompt", "generated", "answer", slice(0, 2)], ids=str)
+def test_outside_of_a_generation_a_cache_that_counts_nothing_is_refused(scope: Any) -> None:
+    model = zoo.minimax([LINEAR] * zoo.N_BLOCKS)
+    first = {"input_ids": torch.tensor([PROMPTS[2]])}
+
+    def go_on(**second: Any) -> Tensor:
+        with torch.no_grad():
+            cache = model(**first, use_cache=True).past_key_values
+        return bare(model, {"input_ids": torch.tensor([[9]])}, past_key_values=cache, use_cache=True, **second)
+
+    with refused(model, scope, ValueError, "holds a state and does not count its tokens"):
+        go_on()
+    with steer(model, "all"):
+        everywhere = go_on()[0, -1]
+    text = [*PROMPTS[2], 9]
+    torch.testing.assert_close(everywhere, by_hand(model, text, SCOPES["all"][1], len(text))[-1], **CLOSE)
+
+
 def test_a_state_that_does_not_count_its_tokens() -> None:
     model, text = zoo.build("mamba"), PROMPTS[2]
 
