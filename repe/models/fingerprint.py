@@ -7,6 +7,9 @@ How far two samples may lie apart follows from the coarser one. A number of a fl
 numbers of a quantised matrix repeat each other, the more the fewer bits they have, and the error grows with that: 8
 bits are off by half a percent, 4 by 8, 2 by 30. Norms and biases are not quantised. So weights that were trained
 further are told apart, unless by less than the rounding of the coarser one, and by nothing in norms and biases.
+
+Adapters are small, and nobody keeps them in fewer bits: every tensor of those that act is sampled, at the strength at
+which it acts, and none may differ by more than rounding.
 """
 
 from __future__ import annotations
@@ -14,18 +17,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-KEPT = ("base_layer", "original_module")  # where a module that an adapter wraps has what it wraps
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", *KEPT)  # what other libraries' wrappers put into names
+KEPT = ("base_layer", "original_module")  # where a module of an adapter has what it wraps
+WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "token_adapter",
+    *KEPT,
+)  # what other libraries' wrappers put into names
 SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 PARTS = ("scales", "matrices", "adapter")
 MATRICES, SCALES, VALUES = 15, 4, 16  # how many tensors of each kind are sampled, and how many values in a row
+FEW = 4  # values in a row of a tensor of an adapter
 LEAST = 2  # tensors to compare
 BLOCK = 32  # values beside each other that are quantised together
 COARSENESS = 0.5  # the error of a quantised matrix, relative to the share of its values that repeat others
@@ -42,8 +52,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     """`{"key": str, "sketch": {part: {tensor's name: runs of values}}}`, plain JSON data.
 
     The key names the architecture and its sizes, fit for a file name. The parts of the sketch are "scales", which are 4
-    norms or biases, "matrices", which are the embedding and 15 others, and "adapter", which are 15 tensors of the
-    adapters of PEFT that act now. All are drawn by their names; quantised and offloaded ones are left out.
+    norms or biases, "matrices", which are the embedding and 15 others, both drawn by their names, and "adapter",
+    which are all tensors of the adapters of PEFT that act now. Quantised ones are left out.
     """
     config = next((m.config for m in model.modules() if hasattr(getattr(m, "config", None), "model_type")), None)
     sizes = {name: getattr(config, name, None) for name in SHAPE}
@@ -125,13 +135,14 @@ def _shared(mine: Mapping[str, Sample], theirs: Mapping[str, Sample], part: str)
 
 
 def _distance(mine: Mapping[str, Sample], theirs: Mapping[str, Sample], part: str) -> float:
-    """The mean relative distance of the tensors of a part: 0 if none is to be compared.
+    """The mean relative distance of the tensors of a part, of an adapter the largest: 0 if none is to be compared.
 
     A tensor of an adapter that only one of them has is as far off as can be.
     """
     pairs = _shared(mine, theirs, part)
-    alone = len({*mine[part], *theirs[part]}) - len(pairs) if part == "adapter" else 0
-    apart = [_apart(a, b) for a, b in pairs] + [1.0] * alone
+    apart = [_apart(a, b) for a, b in pairs]
+    if part == "adapter":
+        return max([float(len(pairs) < len({*mine[part], *theirs[part]})), *apart])
     return sum(apart) / max(len(apart), 1)
 
 
@@ -147,7 +158,7 @@ def _apart(one: Runs, other: Runs) -> float:
 def _tolerance(mine: Mapping[str, Sample], theirs: Mapping[str, Sample], part: str) -> float:
     """The distance that the coarser of two samples of the same weights explains."""
     return max(
-        max(_rounding(sample), 0.0 if part == "scales" else COARSENESS * _repetition(sample))
+        max(_rounding(sample), COARSENESS * _repetition(sample) if part == "matrices" else 0.0)
         for sample in (mine[part], theirs[part])
     )
 
@@ -182,21 +193,43 @@ def _total(collections: Iterable[Collection[float]]) -> int:
 
 
 def _sketch(model: nn.Module) -> dict[str, dict[str, Runs]]:
-    trunk = _trunk(model)
-    table, head = _table(trunk), _head(trunk)
-    named = [(name, p) for name, p in _own(trunk) if p is not head or p is table]
+    trunk, stored = _trunk(model), _offloaded(model)
+    own = {id(p): (name, p) for name, p in reversed([*_own(trunk)])}  # by the first of its names
+    table, head = _table(trunk, own), _head(trunk)
+    named = [(name, p) for name, p in own.values() if p is not head or p is table]
     tables = {id(m.weight) for m in trunk.modules() if isinstance(m, nn.Embedding)}
     scales = [(name, p) for name, p in named if p.ndim == 1]
     matrices = [(name, p) for name, p in named if p.ndim > 1 and id(p) not in tables]
-    chosen = {
-        "scales": _drawn(scales, SCALES),
-        "matrices": [*((name, p) for name, p in named if p is table), *_drawn(matrices, MATRICES)],
-        "adapter": _drawn([*_adapters(trunk), *_prompts(model)], MATRICES),
+    found = {
+        "scales": [(name, _runs(stored(p))) for name, p in _drawn(scales, SCALES)],
+        "matrices": [
+            *((name, _runs(stored(p), row=BLOCK)) for name, p in named if p is table),
+            *((name, _runs(stored(p))) for name, p in _drawn(matrices, MATRICES)),
+        ],
+        "adapter": [
+            (name, _runs(stored(p), FEW, strength=strength))
+            for name, p, strength in [*_adapters(trunk, own), *_prompts(model)]
+        ],
     }
-    return {
-        part: {name: _runs(p, BLOCK if p is table else None) for name, p in tensors if _is_usable(p)}
-        for part, tensors in chosen.items()
-    }
+    return {part: {name: runs for name, runs in tensors if runs} for part, tensors in found.items()}
+
+
+def _offloaded(model: nn.Module) -> Callable[[nn.Parameter], Tensor]:
+    """What brings a parameter from where accelerate keeps it; others are there."""
+    kept: dict[int, tuple[Mapping[str, Tensor], str]] = {}
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", [hook]):
+            if weights := getattr(each, "weights_map", None):
+                kept |= {id(p): (weights, name) for name, p in module.named_parameters()}
+
+    def stored(p: nn.Parameter) -> Tensor:
+        if p.device.type != "meta" or id(p) not in kept:
+            return p
+        weights, name = kept[id(p)]
+        return weights.get(name, p)
+
+    return stored
 
 
 def _trunk(model: nn.Module) -> nn.Module:
@@ -207,11 +240,11 @@ def _trunk(model: nn.Module) -> nn.Module:
     return model if inner is None else inner.base_model
 
 
-def _table(trunk: nn.Module) -> Tensor | None:
-    """The embedding of tokens: the one that the model names, else the largest."""
-    tables = [m.weight for m in trunk.modules() if isinstance(m, nn.Embedding)]
+def _table(trunk: nn.Module, own: Collection[int]) -> Tensor | None:
+    """The embedding of tokens: the one that the model names, if it is its own, else the largest."""
+    tables = [m.weight for m in trunk.modules() if isinstance(m, nn.Embedding) and id(m.weight) in own]
     named = _weight_named(trunk, "get_input_embeddings")
-    return max(tables, key=Tensor.numel, default=None) if named is None else named
+    return named if id(named) in own else max(tables, key=Tensor.numel, default=None)
 
 
 def _head(trunk: nn.Module) -> Tensor | None:
@@ -227,41 +260,57 @@ def _weight_named(trunk: nn.Module, getter: str) -> Tensor | None:
         return None
 
 
-def _own(trunk: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _own(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
     """A model's own parameters, without those of adapters, by the names they have without any wrapper."""
-    added = {id(p) for module in _adapted(trunk) for p in _added(module).values()}
-    for name, p in trunk.named_parameters():
-        if id(p) not in added:
-            yield ".".join(part for part in name.split(".") if part not in WRAPPERS), p
+    if kept := _kept(module):
+        yield from _own(getattr(module, kept), prefix)
+        return
+    yield from ((prefix + name, p) for name, p in module.named_parameters(recurse=False))
+    for name, child in module.named_children():
+        yield from _own(child, prefix if name in WRAPPERS else f"{prefix}{name}.")
 
 
-def _adapted(trunk: nn.Module) -> list[nn.Module]:
-    """The modules that PEFT has put adapters around."""
-    return [m for m in trunk.modules() if any(name in KEPT for name, _ in m.named_children())]
+def _kept(module: nn.Module) -> str:
+    """The name of the module that PEFT has put an adapter around with this one; "" where it is none of these."""
+    if hasattr(module, "adaption_prompt"):
+        return "model"
+    return next((name for name, _ in module.named_children() if name in KEPT), "")
 
 
-def _added(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if name.partition(".")[0] not in KEPT}
+def _adapters(trunk: nn.Module, own: Collection[int]) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """The parameters of the adapters that act now, and how strongly, by their place and not by the adapter's name."""
+    for path, module in trunk.named_modules():
+        if _kept(module):
+            place = ".".join(part for part in path.split(".") if part not in WRAPPERS)
+            for number, name, p, strength in _acting(module, own):
+                yield f"{number}.{place}.{name}", p, strength
 
 
-def _adapters(trunk: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of the adapters that act now, by their place and not by the adapter's name."""
-    names = {id(m): name for name, m in trunk.named_modules()}
-    for module in _adapted(trunk):
-        acting = [] if getattr(module, "disable_adapters", False) else list(getattr(module, "active_adapters", ()))
-        for name, p in _added(module).items():
-            numbers = [acting.index(part) for part in name.split(".") if part in acting]
-            if numbers:
-                place = ".".join(part for part in name.split(".") if part not in acting)
-                yield f"{numbers[0]}.{names[id(module)]}.{place}", p
+def _acting(module: nn.Module, own: Collection[int]) -> Iterator[tuple[str, str, nn.Parameter, float]]:
+    """Of one module: which of its adapters a parameter belongs to, its name, the parameter, and its strength.
+
+    An adapter that is merged into the weights acts, too; where it is off, its next forward takes it out of them.
+    """
+    merged, is_off = list(getattr(module, "merged_adapters", ())), getattr(module, "disable_adapters", False)
+    acting = merged or ([] if is_off else list(getattr(module, "active_adapters", ())))
+    scaling = getattr(module, "scaling", None)
+    by_adapter = [f"{name}." for name, m in module.named_modules() if isinstance(m, nn.ModuleDict | nn.ParameterDict)]
+    for name, p in module.named_parameters():
+        holder = next((prefix for prefix in by_adapter if name.startswith(prefix)), "")
+        adapter, _, rest = name.removeprefix(holder).partition(".")
+        if id(p) in own or (holder and adapter not in acting):
+            continue
+        strength = scaling.get(adapter, 1.0) if isinstance(scaling, Mapping) and holder else 1.0
+        number = f"{acting.index(adapter)}{'-' * is_off}" if holder else ""
+        yield number, f"{holder}{rest}" if holder else name, p, float(strength)
 
 
-def _prompts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _prompts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
     """The parameters of the prompt that PEFT has learned, where one acts now."""
     for module in model.modules():
         prompts = getattr(module, "prompt_encoder", None)
         if isinstance(prompts, nn.ModuleDict) and not getattr(module, "_adapters_disabled", False):
-            yield from prompts[str(module.active_adapter)].named_parameters()
+            yield from ((name, p, 1.0) for name, p in prompts[str(module.active_adapter)].named_parameters())
 
 
 def _drawn(named: Iterable[tuple[str, nn.Parameter]], count: int) -> list[tuple[str, nn.Parameter]]:
@@ -277,24 +326,27 @@ def _drawn(named: Iterable[tuple[str, nn.Parameter]], count: int) -> list[tuple[
     return [*islice(in_turn, count)]
 
 
-def _is_usable(p: nn.Parameter) -> bool:
+def _is_usable(p: Tensor) -> bool:
     return p.is_floating_point() and p.device.type != "meta" and p.element_size() > 1
 
 
-def _runs(parameter: Tensor, row: int | None = None) -> Runs:
-    """Values spread over a vector; of a matrix one run along a row and one along a column, from its middle.
+def _runs(parameter: Tensor, count: int = VALUES, row: int | None = None, strength: float = 1.0) -> Runs:
+    """Values spread over a vector; of a matrix one run along a row and one along a column, from its middle. None of
+    what is quantised, or nowhere.
 
     Both begin where blocks of quantised values do. `row` is where they begin if the matrix has as many rows.
     """
-    tensor = parameter.detach()
+    if not _is_usable(parameter):
+        return []
+    tensor = parameter.detach() * strength if strength != 1 else parameter.detach()
     if tensor.ndim < 2:
         flat = tensor.reshape(-1)
-        return [_values(flat[torch.tensor(_spread(flat.numel(), VALUES), dtype=torch.long, device=flat.device)])]
+        return [_values(flat[torch.tensor(_spread(flat.numel(), count), dtype=torch.long, device=flat.device)])]
     matrix = tensor.reshape(-1, tensor.shape[-1])
     top, left = (size // 2 // BLOCK * BLOCK for size in matrix.shape)
     if row is not None:
-        top = row if len(matrix) >= row + VALUES else 0
-    return [_values(matrix[top, left : left + VALUES]), _values(matrix[top : top + VALUES, left])]
+        top = row if len(matrix) >= row + count else 0
+    return [_values(matrix[top, left : left + count]), _values(matrix[top : top + count, left])]
 
 
 def _values(tensor: Tensor) -> list[float]:

@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable
 
+import accelerate
 import gguf
 import peft
 import pytest
@@ -218,7 +219,7 @@ def lora(model: nn.Module, name: str = "default", seed: int = 0, **options) -> n
 
 def wrapped(model: nn.Module, config: peft.PeftConfig, **options) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft's own
+        warnings.simplefilter("ignore")  # peft's own
         return peft.get_peft_model(model, config, **options)
 
 
@@ -253,17 +254,125 @@ def test_whole_modules_of_an_adapter_are_part_of_it():
         assert fingerprint(model) == fingerprint(plain)
 
 
-def test_a_learned_prompt_is_part_of_a_fingerprint():
-    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
-    found = []
-    for seed in (1, 2):
+ADAPTERS = {
+    "ADALORA": {"init_r": 2, "total_step": 10, "target_modules": ["q_proj", "v_proj"]},
+    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2},
+    "IA3": {"target_modules": ["v_proj"], "feedforward_modules": []},
+    "LN_TUNING": {"target_modules": ["input_layernorm"]},
+    "LOHA": {"r": 2, "target_modules": ["q_proj", "v_proj"]},
+    "LORA": {"r": 2, "target_modules": ["q_proj"], "use_dora": True, "trainable_token_indices": [9]},
+    "PREFIX_TUNING": {"num_virtual_tokens": 4},
+    "PROMPT_TUNING": {"num_virtual_tokens": 20},
+    "TRAINABLE_TOKENS": {"token_indices": [9, 10], "target_modules": ["embed_tokens"]},
+    "VERA": {"r": 2, "target_modules": ["q_proj", "v_proj"]},
+}
+
+
+def trained(kind: str, seed: int) -> nn.Module:
+    """A model with an adapter of one of PEFT's kinds, whose numbers are others for every seed."""
+    torch.manual_seed(seed)
+    model = wrapped(zoo.build("llama"), peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="CAUSAL_LM", **ADAPTERS[kind]))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_of_any_kind_is_part_of_a_fingerprint_while_it_acts(kind):
+    plain, model = fingerprint(zoo.build("llama")), trained(kind, 1)
+    mine = fingerprint(model)
+    assert not agrees(mine, plain)
+    assert not agrees(mine, fingerprint(trained(kind, 2)))
+    assert agrees(mine, fingerprint(trained(kind, 1).bfloat16()))
+    with model.disable_adapter():
+        assert fingerprint(model) == plain
+    assert fingerprint(model) == mine
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.scale_layer(2.0),
+        lambda layer: layer.scaling.update(default=0.7),
+        lambda layer: layer.lora_B["default"].weight.data[:8].neg_(),
+        lambda layer: layer.enable_adapters(False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_layer_of_an_adapter_tells_it_from_another(change, dtype):
+    """Which layers are sampled must not decide whose vector is found."""
+    everywhere = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    torch.manual_seed(0)
+    model = wrapped(zoo.build("llama"), peft.LoraConfig(r=2, init_lora_weights=False, **everywhere)).to(dtype)
+    layers = [m for m in model.base_model.model.model.modules() if isinstance(m, peft.tuners.lora.Linear)]
+    before = fingerprint(model)
+    for layer in (layers[0], layers[-5]):
+        state = copy.deepcopy(layer)
+        change(layer)
+        assert not agrees(before, fingerprint(model))
+        layer.__dict__.update(state.__dict__)
+        assert fingerprint(model) == before
+
+
+def test_what_is_off_and_still_merged_into_the_weights_is_a_model_of_its_own():
+    """The next forward takes it out again."""
+    plain, merged = fingerprint(zoo.build("llama")), lora(zoo.build("llama"))
+    merged.merge_adapter()
+    with merged.disable_adapter():
+        off = fingerprint(merged)
+        merged(input_ids=torch.tensor([[5]]))
+        assert nearness(fingerprint(merged), plain) > 0.9999
+    for other in (
+        plain,
+        fingerprint(lora(zoo.build("llama"))),
+        fingerprint(lora(zoo.build("llama")).merge_and_unload()),
+    ):
+        assert not agrees(off, other)
+
+
+@pytest.mark.parametrize("name", ["weight", "lora_A", "layers", "0"])
+def test_what_an_adapter_is_called_says_nothing(name):
+    assert fingerprint(lora(lora(zoo.build("llama"), name), "another", 2)) == fingerprint(lora(zoo.build("llama")))
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # peft's own
+def test_adapters_that_transformers_itself_loads_are_those_of_peft():
+    model, plain = zoo.build("llama"), fingerprint(zoo.build("llama"))
+    for seed, name in enumerate(["one", "two"]):
         torch.manual_seed(seed)
-        found.append(fingerprint(wrapped(zoo.build("llama"), config)))
-    assert not agrees(*found)
-    assert not agrees(found[0], fingerprint(zoo.build("llama")))
+        model.add_adapter(peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False), name)
+    for seed, name in enumerate(["one", "two"]):
+        model.set_adapter(name)
+        assert fingerprint(model) == fingerprint(lora(zoo.build("llama"), seed=seed))
+    model.disable_adapters()
+    assert fingerprint(model) == plain
 
 
 # what is left to compare
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk", "parts"])
+def test_offloaded_weights_are_known_as_those_they_are(how, tmp_path):
+    """Two models of one shape, all of whose weights are elsewhere, would else be taken for each other."""
+    cpu = torch.device("cpu")
+
+    def offloaded(model: nn.Module, folder: str) -> nn.Module:
+        if how == "cpu":
+            return accelerate.cpu_offload(model, execution_device=cpu)
+        if how == "disk":
+            return accelerate.disk_offload(model, tmp_path / folder, execution_device=cpu)
+        places = {"model.layers.1": "disk", "model.norm": "disk", "model.layers.3.mlp": "disk"}
+        names = [name for name, m in model.named_modules() if not [*m.children()]]
+        device_map = {
+            name: next((to for place, to in places.items() if name.startswith(place)), "cpu") for name in names
+        }
+        return accelerate.dispatch_model(model, device_map, main_device="cpu", offload_dir=tmp_path / folder)
+
+    mine = fingerprint(offloaded(zoo.build("llama"), "mine"))
+    assert mine == fingerprint(zoo.build("llama"))
+    assert not agrees(mine, fingerprint(offloaded(changed(zoo.build("llama"), 1e-2), "theirs")))
 
 
 def test_what_cannot_be_sampled_is_left_out():

@@ -1,5 +1,6 @@
 """Concepts by name: shipped, else cached, else extracted once."""
 
+import itertools
 import json
 import os
 import time
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import accelerate
+import peft
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from transformers import LlamaForCausalLM
 from repe.data import catalogue
 from repe.models.files import OLD, draft_of
 from repe.models.fingerprint import fingerprint
+from repe.models.load import home_of
 from repe.reading import extract as extraction
 from repe.reading import store
 from repe.reading.vector import ConceptVector
@@ -103,6 +106,33 @@ def test_an_offloaded_model_finds_what_was_cached_for_it(home, extractions):
     for model in offloaded:
         store.resolve(model, NAME, zoo.tokenizer())
     assert len(extractions) == 1
+    other = accelerate.cpu_offload(changed(load(home), 0.01), execution_device=torch.device("cpu"))
+    assert not torch.equal(store.resolve(other, NAME, zoo.tokenizer()).write, store.resolve(offloaded[0], NAME).write)
+    assert len(extractions) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # peft's own
+def test_whose_vector_is_found_is_said_by_the_adapter_that_acts(model, extractions):
+    """Each is as if there were no other."""
+    for seed, name in enumerate(["one", "two"]):
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False)
+        model.add_adapter(config, name)
+
+    def found() -> list[torch.Tensor]:
+        vectors = []
+        for name in ("one", "two", None):
+            model.set_adapter(name) if name else model.disable_adapters()
+            vectors.append(store.resolve(model, NAME, zoo.tokenizer()).write)
+            model.enable_adapters()
+        return vectors
+
+    first, again = found(), found()
+    assert len(extractions) == 3
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    plain = store.resolve(load(home_of(model)), NAME).write
+    assert torch.equal(first[2], plain)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(first, 2))
 
 
 def test_a_concept_is_extracted_once_and_cached(model, cache, extractions):
