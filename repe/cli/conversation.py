@@ -130,7 +130,7 @@ class Conversation:
         batch = torch.tensor([ids], device=device_of(self.model))
         with ExitStack() as handles:
             for edit, alpha in self._steered_by:
-                handles.enter_context(steer(self.model, edit, alpha))
+                handles.enter_context(steer(self.model, edit, alpha)).own(cache)
             output = self.model.generate(
                 batch, attention_mask=torch.ones_like(batch), past_key_values=cache, return_dict_in_generate=True,
                 streamer=Streamer(self.tokenizer, on_text), stopping_criteria=[Halt(stop)],

@@ -50,8 +50,10 @@ def encode_behind(tokenizer: Any, text: Text, answers: Sequence[str]) -> list[li
     """The token ids of a text, or a chat, with each of several answers behind it: encoded together, and not ended.
 
     Raises:
+        TypeError: this is no tokenizer.
         ValueError: the tokenizer's template refuses the chat.
     """
+    check_tokenizer(tokenizer)
     if isinstance(text, str):
         return [unended(tokenizer, text + answer) for answer in answers]
     return encode_answers(tokenizer, text, answers)

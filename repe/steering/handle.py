@@ -326,6 +326,11 @@ class Steering:
         if self._attachment is not None and self._largest > 0 and not self.leaves(forward):
             self._attachment.tracker.note_cached(cache, self._serial, self._version)
 
+    def own(self, cache: Any) -> None:
+        """Take what a cache holds for steered as this handle steers, as a handle before it did."""
+        if self._attachment is not None and cache is not None:
+            self._attachment.tracker.note_cached(cache, self._serial, self._version)
+
     def generated(self) -> None:
         """A call of `generate` ended. Warns if what it steered overflowed."""
         if overflow := self._precision.overflow():

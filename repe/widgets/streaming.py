@@ -37,7 +37,7 @@ PLAIN = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_
 LONGEST_WORD = 24  # what is longer comes from a script that does not part its words
 LARGEST_EXPONENT = 700.0
 NOTHING = torch.empty(0)
-# Handles act on a whole model, whichever thread runs it: two streams at once would steer each other.
+# Handles and hooks keep to their thread, but whether a model is in training mode is the same for all.
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -270,12 +270,19 @@ class Watch(LogitsProcessor):
 
 
 class LogitsHook(Hook):
-    """Keeps what a model puts out for the last token, (rows, vocabulary), before anything else is done with it."""
+    """Keeps what a model puts out for the last token, (rows, vocabulary), before anything else is done with it.
+
+    What another thread runs meanwhile is left alone.
+    """
 
     last_token: Tensor
 
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.last_token = output.logits[:, -1].float().cpu()
+        if threading.get_ident() == self.thread:
+            self.last_token = output.logits[:, -1].float().cpu()
 
 
 class StoppedError(Exception):

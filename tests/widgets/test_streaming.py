@@ -329,6 +329,24 @@ def test_two_that_write_on_one_model_do_not_steer_each_other(testbed, happiness)
     assert expected[0].text != expected[1].text
 
 
+def test_what_another_thread_runs_meanwhile_is_plain_and_leaves_the_texts_as_they_are(testbed, happiness):
+    model, _ = testbed
+    job, plain, found = Job(SCENE, (-1.0,)), logits(model), []
+    expected = SideBySide(*testbed, [happiness]).write(job)
+
+    def use(_sides):
+        thread = threading.Thread(target=lambda: found.append(logits(model)))
+        thread.start()
+        thread.join()
+
+    sides = SideBySide(*testbed, [happiness]).write(job, use)
+    assert len(found) > 4
+    assert all(torch.equal(other, plain) for other in found)
+    for side, alone in zip(sides, expected, strict=True):
+        assert (side.text, side.kl, side.surprisal) == (alone.text, alone.kl, alone.surprisal)
+        assert torch.equal(side.scores.nan_to_num(), alone.scores.nan_to_num())
+
+
 def test_who_waits_for_another_can_be_stopped(testbed, happiness):
     first, waiting, go_on = SideBySide(*testbed, [happiness]), threading.Event(), threading.Event()
 
