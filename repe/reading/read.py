@@ -55,6 +55,11 @@ class Reading:
     def __post_init__(self) -> None:
         if self.sinks is None:
             object.__setattr__(self, "sinks", torch.zeros_like(self.scores, dtype=torch.bool))
+        if self.sinks.shape != self.scores.shape:
+            raise ValueError(
+                f"`sinks` has the shape {tuple(self.sinks.shape)} and `scores` {tuple(self.scores.shape)}: both are "
+                "(tokens, blocks)"
+            )
 
     @property
     def told(self) -> Reading:
