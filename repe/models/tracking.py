@@ -156,7 +156,8 @@ class CallTracker:
         ends = self.ends.get(thread, self.prompts)
         forward = self.told.get(thread) or forward_of(inputs, self.generations.get(thread), ends)
         forward.latest = self.latest
-        self._mind_loops(thread, forward, inputs.get("input_ids"))
+        if thread not in self.told:
+            self._mind_loops(thread, forward, inputs.get("input_ids"))
         if forward.starts_prompt and forward.generation is None and self._is_uncounted(forward.cache):
             forward.unplaced = UNCOUNTED
         self.forwards[thread] = self.compiled_forward = forward
@@ -301,6 +302,12 @@ def tracker_of(module: nn.Module) -> CallTracker | None:
 def trackers_of(model: nn.Module) -> list[CallTracker]:
     """Every tracker inside a model."""
     return [tracker for module in model.modules() if (tracker := tracker_of(module)) is not None]
+
+
+def begin_anew(module: nn.Module) -> None:
+    """Say that the next forward of a stack in this thread is of another text, however it begins."""
+    if (tracker := tracker_of(module)) is not None:
+        tracker.texts.pop(threading.get_ident(), None)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from repe.models.blocks import find_stack, hidden_of, is_encoder_decoder
 from repe.models.counts import check_counts
 from repe.models.finite import check_finite
 from repe.models.tokens import Text, encode
-from repe.models.tracking import Hook, put
+from repe.models.tracking import Hook, begin_anew, put
 from repe.reading.trees import (
     Batch,
     Measurement,
@@ -259,6 +259,7 @@ class Reading(Measurement[Tensor]):
     def measured(self, batch: Batch) -> Sequence[Tensor]:
         config = getattr(self.module, "config", None)
         without_cache = {"use_cache": False} if hasattr(config, "use_cache") or self.begin is not None else {}
+        begin_anew(self.module)
         with recording(self.modules, KEEPERS[self.tokens](batch), self.stops) as records:
             self.module(**batch.inputs(), **without_cache)
         gathered = _gathered(records)

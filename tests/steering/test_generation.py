@@ -552,6 +552,20 @@ def test_a_loop_without_a_cache_does_not_tell_where_the_prompt_ends(scope: Any, 
             bare(model, given)
 
 
+@pytest.mark.parametrize("scope", ["prompt", "answer", [-1], slice(0, 2)], ids=str)
+def test_texts_that_are_read_are_no_loop_though_one_begins_as_another(scope: Any) -> None:
+    model, tokenizer = zoo.build("llama"), zoo.tokenizer()
+    texts = ["abc", "abcd", "abcde", "abcd"]
+    with steer(model, scope):
+        (first, *_), *rest = [repe.capture(model, tokenizer, [text]) for text in texts]
+        together = repe.capture(model, tokenizer, texts, batch_size=1)
+        repe.read(model, tokenizer, texts, oracles.vector())
+        items = [repe.data.Item(text, ("x", "y")) for text in texts]
+        repe.measuring.log_likelihoods(model, tokenizer, items)
+    torch.testing.assert_close(together[0], first, **CLOSE)
+    assert len(rest) == 3
+
+
 @pytest.mark.parametrize("scope", ["prompt", "generated", "answer", [-1], slice(-2, None)], ids=str)
 def test_a_filled_cache_does_not_tell_where_the_prompt_ends(scope: Any) -> None:
     model = zoo.build("llama")
